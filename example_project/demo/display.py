@@ -1,0 +1,123 @@
+"""Progress while the demo runs, and the table at its end. Plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from .chaos import Kill
+
+
+@dataclass
+class Snapshot:
+    """What can be said while the demo runs."""
+
+    orders: int
+    submitted: int = 0
+    invoiced: int = 0
+    #: Executions by state, from the journal.
+    states: dict[str, int] = field(default_factory=dict)
+    charges: int = 0
+    parcels: int = 0
+    mails: int = 0
+
+
+def killed(kills: list[Kill]) -> str:
+    """The kills so far, in words."""
+    children = sum(kill.kind == "child" for kill in kills)
+    return f"{children} pool processes, {len(kills) - children} whole workers"
+
+
+class Progress:
+    """Shows snapshots: a live panel on a terminal, a line every other second elsewhere."""
+
+    INTERVAL = 2.0
+
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        self.console = console
+        self.quiet = quiet
+        self._started = time.monotonic()
+        self._last_line = 0.0
+        self._told = 0
+        self._live = Live(console=console, refresh_per_second=8, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> Progress:
+        if self._live and not self.quiet:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._live and not self.quiet:
+            self._live.stop()
+
+    def show(self, snapshot: Snapshot, kills: list[Kill]) -> None:
+        """Show the current state of things."""
+        if self.quiet:
+            return
+        if self._live:
+            self._live.update(self._panel(snapshot, kills))
+            return
+        for kill in kills[self._told :]:
+            self.console.print(f"{self._clock()}  {describe(kill)}", soft_wrap=True)
+        self._told = len(kills)
+        if time.monotonic() - self._last_line >= self.INTERVAL:
+            self._last_line = time.monotonic()
+            self.console.print(f"{self._clock()}  {summary(snapshot)}; killed: {killed(kills)}", soft_wrap=True)
+
+    def _clock(self) -> str:
+        return f"{time.monotonic() - self._started:5.1f} s"
+
+    def _panel(self, snapshot: Snapshot, kills: list[Kill]) -> Group:
+        bar = Table.grid(padding=(0, 1))
+        done = f"{snapshot.invoiced}/{snapshot.orders} orders"
+        bar.add_row(self._clock(), ProgressBar(total=snapshot.orders, completed=snapshot.invoiced, width=40), done)
+        lines = [Text(f"  {summary(snapshot)}"), Text(f"  killed: {killed(kills)}", style="red")]
+        lines += [Text(f"    {describe(kill)}", style="dim") for kill in kills[-4:]]
+        return Group(bar, *lines)
+
+
+def describe(kill: Kill) -> str:
+    """One kill, in words."""
+    whom = f"{kill.worker} with all its processes" if kill.kind == "worker" else f"a pool process of {kill.worker}"
+    what = ", ".join(kill.interrupted) or "nothing"
+    return f"SIGKILL {whom} ({kill.pid}), in the middle of {what}"
+
+
+def summary(snapshot: Snapshot) -> str:
+    """A snapshot, in words."""
+    states = ", ".join(f"{count} {state}" for state, count in sorted(snapshot.states.items())) or "empty"
+    books = f"{snapshot.charges} charges, {snapshot.parcels} parcels, {snapshot.mails} mails"
+    return f"{snapshot.submitted} orders submitted, {snapshot.invoiced} invoiced; {books}; journal: {states}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the final table."""
+
+    what: str
+    figure: str
+    #: Where the figure comes from.
+    source: str
+    #: Whether it is as it must be; ``None`` where it only informs.
+    good: bool | None = None
+
+
+def result_table(title: str, sections: list[list[Line]]) -> Table:
+    """The table at the end."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("what")
+    table.add_column("figure", justify="right")
+    table.add_column("according to", style="dim")
+    marks = {True: "[green]✓[/] ", False: "[bold red]✗[/] ", None: "  "}
+    for section in sections:
+        for line in section:
+            table.add_row(marks[line.good] + line.what, line.figure, line.source)
+        table.add_section()
+    return table

@@ -1,0 +1,80 @@
+"""What the workers' processes say about themselves, in one file that all of them append to.
+
+The killer reads it to know whom it hits, the report to measure how long an interrupted order had to wait.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+#: Environment variable with the path of the file.
+VARIABLE = "SHOP_DEMO_EVENTS"
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of the file."""
+
+    #: Seconds since the epoch; all processes run on one machine.
+    at: float
+    pid: int
+    #: ``child`` (a pool process is ready), ``start`` or ``end`` (of a delivery).
+    kind: str
+    #: Id of the execution, for ``start`` and ``end``.
+    execution: str = ""
+    #: Celery's state of the delivery, for ``end``.
+    state: str = ""
+
+
+def write(kind: str, execution: str = "", state: str = "") -> None:
+    """Append an event. One ``write`` of a short line to a file opened for appending is not torn by others."""
+    line = json.dumps(asdict(Event(time.time(), os.getpid(), kind, execution, state))) + "\n"
+    file = os.open(os.environ[VARIABLE], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(file, line.encode())
+    finally:
+        os.close(file)
+
+
+class EventLog:
+    """Reads the file, and goes on where it stopped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.events: list[Event] = []
+        #: What each pool process works on, by process id; "" while it waits.
+        self.children: dict[int, str] = {}
+        self._offset = 0
+
+    def refresh(self) -> None:
+        """Read what was added since the last time."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self._offset)
+            lines = file.read().splitlines(keepends=True)
+        for line in lines:
+            if not line.endswith(b"\n"):
+                break
+            self._offset += len(line)
+            event = Event(**json.loads(line))
+            self.events.append(event)
+            self.children[event.pid] = event.execution if event.kind == "start" else ""
+
+    def started_again(self, execution: str, after: float) -> float | None:
+        """When an execution was first run again after a moment; deliveries that were dropped do not count."""
+        return next((e.at for e in self._runs(execution) if e.at > after), None)
+
+    def _runs(self, execution: str) -> Sequence[Event]:
+        mine = [event for event in self.events if event.execution == execution]
+        runs = []
+        for number, event in enumerate(mine):
+            end = next((later for later in mine[number:] if later.pid == event.pid and later.kind == "end"), None)
+            if event.kind == "start" and (end is None or end.state != "IGNORED"):
+                runs.append(event)
+        return runs

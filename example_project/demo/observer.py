@@ -1,0 +1,78 @@
+"""Looks at the journal, the ledgers and the shop, in a thread of its own so that the kills stay on time."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import urllib.request
+from collections import Counter
+
+from ..shop import Shop
+from .audit import Books
+from .display import Snapshot
+from .journal import Execution, Journal
+
+
+def read_books(url: str) -> Books:
+    """A service's ledger."""
+    with urllib.request.urlopen(f"{url}/ledger", timeout=10) as reply:
+        found = json.load(reply)
+    return Books(found["entries"], found["requests"])
+
+
+class Observer(threading.Thread):
+    """Keeps a snapshot fresh until it is stopped."""
+
+    #: Seconds between two looks at the ledgers.
+    INTERVAL = 0.3
+    #: Seconds between two looks at the journal, each of which starts a process.
+    JOURNAL_INTERVAL = 3.0
+
+    def __init__(self, shop: Shop, journal: Journal, urls: dict[str, str], ids: dict[int, str], orders: int) -> None:
+        super().__init__(name="observer", daemon=True)
+        self.snapshot = Snapshot(orders)
+        self.executions: dict[str, Execution] = {}
+        #: What went wrong in this thread; the director raises it.
+        self.error: Exception | None = None
+        self._shop, self._journal, self._urls, self._ids = shop, journal, urls, ids
+        self._halt = threading.Event()
+        self._journal_read = time.monotonic()
+
+    def run(self) -> None:
+        """Look, until told to stop."""
+        while not self._halt.wait(self.INTERVAL):
+            try:
+                self._look()
+            except Exception as error:
+                self.error = error
+                return
+
+    def stop(self) -> None:
+        """Stop looking."""
+        self._halt.set()
+        self.join(timeout=60)
+
+    @property
+    def done(self) -> bool:
+        """Whether every order is in a state that is final, or that waits for an operator."""
+        known = [self.executions.get(id_) for id_ in list(self._ids.values())]
+        return len(known) == self.snapshot.orders and all(execution and execution.final for execution in known)
+
+    def _look(self) -> None:
+        counts = {name: len(read_books(url).entries) for name, url in self._urls.items()}
+        invoiced = len(self._shop.invoiced())
+        # The last invoice is a good moment to ask the journal whether all are through.
+        complete = invoiced == self.snapshot.orders
+        if complete or time.monotonic() - self._journal_read > self.JOURNAL_INTERVAL:
+            self.executions = self._journal.executions()
+            self._journal_read = time.monotonic()
+        self.snapshot = Snapshot(
+            orders=self.snapshot.orders,
+            submitted=len(self._ids),
+            invoiced=invoiced,
+            states=dict(Counter(execution.state for execution in self.executions.values())),
+            charges=counts["GATEWAY_URL"],
+            parcels=counts["CARRIER_URL"],
+            mails=counts["MAILER_URL"],
+        )
