@@ -38,7 +38,7 @@ def make_console(stderr: bool) -> Console:
     """The console; where it is no terminal, it is made wide enough for the table."""
     console = Console(stderr=stderr, highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = 110
+        console.width = 120
     return console
 
 
@@ -132,7 +132,7 @@ def finish(outcome: Outcome, console: Console, logs: Path, json_wanted: bool) ->
     if json_wanted:
         click.echo(json.dumps(as_json(outcome, reports, found), indent=2))
         return 1 if found else 0
-    console.print(result_table("What is in the books now", sections(outcome, reports)))
+    console.print(result_table("What is in the books now", sections(outcome, reports, found)))
     console.print(verdict(reports, found), style="bold red" if found else "bold green", markup=False)
     for problem in found:
         console.print(f"  - {problem}", style="red", markup=False)

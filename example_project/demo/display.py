@@ -32,7 +32,12 @@ class Snapshot:
 def killed(kills: list[Kill]) -> str:
     """The kills so far, in words."""
     children = sum(kill.kind == "child" for kill in kills)
-    return f"{children} pool processes, {len(kills) - children} whole workers"
+    return f"{count(children, 'pool process', 'pool processes')}, {count(len(kills) - children, 'whole worker')}"
+
+
+def count(number: int, one: str, many: str = "") -> str:
+    """A number of things, in words."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 class Progress:
@@ -112,8 +117,8 @@ class Line:
 def result_table(title: str, sections: list[list[Line]]) -> Table:
     """The table at the end."""
     table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column("what")
-    table.add_column("figure", justify="right")
+    table.add_column("what", no_wrap=True)
+    table.add_column("figure", justify="right", no_wrap=True)
     table.add_column("according to", style="dim")
     marks = {True: "[green]✓[/] ", False: "[bold red]✗[/] ", None: "  "}
     for section in sections:

@@ -7,16 +7,16 @@ from typing import Any
 
 from .audit import MAIL_STEP, OrderReport, count_outcomes, spread
 from .director import Outcome
-from .display import Line, killed
+from .display import Line, count, killed
 
 
-def sections(outcome: Outcome, reports: list[OrderReport]) -> list[list[Line]]:
+def sections(outcome: Outcome, reports: list[OrderReport], found: list[str]) -> list[list[Line]]:
     """The lines of the final table."""
-    return [_orders(outcome, reports), _durability(outcome, reports), _kills(outcome, reports)]
+    return [_orders(outcome, reports), _durability(outcome, reports), _kills(outcome, reports, not found)]
 
 
 def _orders(outcome: Outcome, reports: list[OrderReport]) -> list[Line]:
-    evidence, count = outcome.evidence, len(reports)
+    evidence, total = outcome.evidence, len(reports)
     submitted, done = len(evidence.ids), sum(report.state == "completed" for report in reports)
     right = sum(
         report.charges == 1 and report.charged_cents == order.total_cents
@@ -29,15 +29,15 @@ def _orders(outcome: Outcome, reports: list[OrderReport]) -> list[Line]:
     mails_good = all(report.mails <= 1 for report in reports) and without == silent
     mail_figure = f"{mails}" + (f" + {silent} assumed" if silent else "")
     return [
-        Line("orders submitted", str(submitted), "the demo", submitted == count),
-        Line("orders fulfilled", str(done), "the journal", done == count),
-        Line("orders charged once, with the right amount", str(right), "the gateway's ledger", right == count),
+        Line("orders submitted", str(submitted), "the demo", submitted == total),
+        Line("orders fulfilled", str(done), "the journal", done == total),
+        Line("orders charged once, the right amount", str(right), "the gateway's ledger", right == total),
         Line("orders charged twice", str(twice), "the gateway's ledger", twice == 0),
         Line(
             "parcels", str(len(evidence.carrier.entries)), "the carrier's ledger", all(r.parcels == 1 for r in reports)
         ),
         Line("mails, at most one per order", mail_figure, "the mailer's ledger, the journal", mails_good),
-        Line("invoices", str(len(evidence.invoiced)), "the shop", len(evidence.invoiced) == count),
+        Line("invoices", str(len(evidence.invoiced)), "the shop", len(evidence.invoiced) == total),
     ]
 
 
@@ -48,26 +48,28 @@ def _durability(outcome: Outcome, reports: list[OrderReport]) -> list[Line]:
     refused = sum(books.requests.get("refused", 0) for books in (evidence.gateway, evidence.carrier, evidence.mailer))
     return [
         Line("steps replayed, not run again", shown(evidence.replayed), "the workers' logs"),
-        Line("guarded steps skipped, in doubt after a kill", str(skipped), "the journal"),
-        Line("charges asked for again under the same key", str(repeated), "the gateway's ledger"),
-        Line("requests refused with 503, tried again later", str(refused), "the services' ledgers"),
+        Line("guarded steps skipped, in doubt", str(skipped), "the journal"),
+        Line("charges asked for again, same key", str(repeated), "the gateway's ledger"),
+        Line("requests refused (503), tried again", str(refused), "the services' ledgers"),
     ]
 
 
-def _kills(outcome: Outcome, reports: list[OrderReport]) -> list[Line]:
+def _kills(outcome: Outcome, reports: list[OrderReport], survived: bool) -> list[Line]:
     evidence = outcome.evidence
     hit = sum(report.kills > 0 for report in reports)
     most = max((report.kills for report in reports), default=0)
     lines = [
-        Line("kills survived (SIGKILL)", str(len(evidence.kills)), "the demo"),
+        Line("kills survived" if survived else "kills", f"{len(evidence.kills)} × SIGKILL", "the demo"),
         Line("  whom", killed(evidence.kills), "the demo"),
-        Line("  orders interrupted by them", f"{hit} (one of them {most} times)" if hit else "0", "the workers"),
+        Line(
+            "  orders interrupted by them", f"{hit}, one of them {most} times" if most > 1 else str(hit), "the workers"
+        ),
     ]
     for kind, name in (("child", "pool process"), ("worker", "whole worker")):
         measured = spread(evidence.waits[kind])
         if measured:
             figure = f"{measured['median']:.2f} s, at worst {measured['worst']:.2f} s"
-            lines.append(Line(f"  pause of an order after its {name} died", figure, "the workers"))
+            lines.append(Line(f"  pause after the death of a {name}", figure, "the workers"))
     if outcome.lost_workers:
         lines.append(Line("workers that ended by themselves", str(len(outcome.lost_workers)), "the demo"))
     if outcome.flushed_at is not None:
@@ -84,7 +86,7 @@ def shown(figure: int | None) -> str:
 def verdict(reports: list[OrderReport], found: list[str]) -> str:
     """The result in one sentence."""
     if found:
-        return f"FAILED: {len(found)} thing{'s are' if len(found) > 1 else ' is'} wrong."
+        return f"FAILED: {count(len(found), 'thing is', 'things are')} wrong."
     return f"All {len(reports)} orders were fulfilled. Every one was charged once, and none was lost."
 
 
