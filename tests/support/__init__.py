@@ -1,0 +1,1 @@
+"""What the tests stand on: databases, brokers, real workers, and an outside witness of effects."""

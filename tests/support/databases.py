@@ -1,0 +1,194 @@
+"""Databases for tests: each test gets one of its own, on every server that this machine has."""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, Engine, make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+from .backends import Backend, Missing, address
+from .servers import OwnPostgreSQL, OwnServer, ServerFailed
+
+__all__ = ["FINDERS", "JournalDatabase"]
+
+
+class JournalDatabase:
+    """An empty database that belongs to one test.
+
+    :param kind: ``sqlite``, ``postgresql`` or ``mysql``.
+    :param url: for SQLAlchemy, with the driver.
+    :param version: of the server.
+    """
+
+    def __init__(self, kind: str, url: str, version: str) -> None:
+        self.kind = kind
+        self.url = url
+        self.version = version
+        self._engines: list[Engine] = []
+
+    def __repr__(self) -> str:
+        return f"<{self.kind} {self.version}: {self.url}>"
+
+    @property
+    def conf(self) -> dict[str, Any]:
+        """The settings that put an application's journal here."""
+        return {"durable_database_url": self.url}
+
+    def engine(self, **options: Any) -> Engine:
+        """A new engine on it, disposed of when the test ends."""
+        engine = sa.create_engine(self.url, **options)
+        self._engines.append(engine)
+        return engine
+
+    def dispose(self) -> None:
+        """Close what the test's engines hold."""
+        for engine in self._engines:
+            engine.dispose()
+
+
+class _SQLite:
+    """A file in the test's folder."""
+
+    version = sqlite3.sqlite_version
+    where = "a file per test"
+
+    @contextmanager
+    def lend(self, folder: Path) -> Iterator[JournalDatabase]:
+        database = JournalDatabase("sqlite", f"sqlite:///{folder / 'journal.db'}", self.version)
+        try:
+            yield database
+        finally:
+            database.dispose()
+
+    def close(self) -> None:
+        pass
+
+
+class _Server:
+    """A database server on which we may create databases."""
+
+    def __init__(self, kind: str, url: URL, origin: str, own: OwnServer | None = None) -> None:
+        self.kind = kind
+        self.url = url
+        self.own = own
+        # No pool: a server may stop and start again under a test.
+        self._admin = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.pool.NullPool)
+        self.version = self._read_version()
+        self.where = (
+            f"{url.host or url.query.get('host') or 'local socket'}:{url.port or self._default_port} ({origin})"
+        )
+
+    @property
+    def _default_port(self) -> int:
+        return {"postgresql": 5432, "mysql": 3306}[self.kind]
+
+    def _read_version(self) -> str:
+        with self._admin.connect() as connection:
+            text = str(connection.execute(sa.text("SELECT version()")).scalar_one())
+            if self.kind == "postgresql":
+                allowed = connection.execute(
+                    sa.text("SELECT rolsuper OR rolcreatedb FROM pg_roles WHERE rolname = current_user")
+                ).scalar_one()
+                if not allowed:
+                    raise Missing(f"{self.url.render_as_string()} does not let us create databases")
+                return text.split()[1]
+        return f"MariaDB {text.split('-')[0]}" if "MariaDB" in text else f"MySQL {text.split('-')[0]}"
+
+    def _run(self, statement: str) -> None:
+        with self._admin.connect() as connection:
+            connection.execute(sa.text(statement))
+
+    @contextmanager
+    def lend(self, folder: Path) -> Iterator[JournalDatabase]:
+        if self.own is not None:
+            self.own.start()
+        name = f"durable_test_{secrets.token_hex(6)}"
+        self._run(f"CREATE DATABASE {name}" + (" CHARACTER SET utf8mb4" if self.kind == "mysql" else ""))
+        url = self.url.set(database=name).render_as_string(hide_password=False)
+        database = JournalDatabase(self.kind, url, self.version)
+        try:
+            yield database
+        finally:
+            database.dispose()
+            self._delete(name)
+
+    def _delete(self, name: str) -> None:
+        """Delete a database, whoever else still uses it."""
+        if self.kind == "postgresql":
+            self._run(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+            return
+        with self._admin.connect() as connection:
+            # An open transaction would hold the tables against DROP DATABASE.
+            users = connection.execute(
+                sa.text("SELECT id FROM information_schema.processlist WHERE db = :name"), {"name": name}
+            ).scalars()
+            for user in users.all():
+                try:
+                    connection.execute(sa.text(f"KILL {int(user)}"))
+                except SQLAlchemyError:
+                    pass  # It left by itself in the meantime.
+            connection.execute(sa.text(f"DROP DATABASE IF EXISTS {name}"))
+
+    def close(self) -> None:
+        self._admin.dispose()
+        if self.own is not None:
+            self.own.remove()
+
+
+def _first_that_answers(kind: str, urls: list[str]) -> tuple[_Server | None, list[str]]:
+    """The first of these servers that answers, and what was wrong with those before it."""
+    complaints = []
+    for url in urls:
+        try:
+            return _Server(kind, make_url(url), "service"), complaints
+        except (SQLAlchemyError, ImportError, Missing) as error:
+            complaints.append(f"{make_url(url).render_as_string()}: {str(error).splitlines()[0]}")
+    return None, complaints
+
+
+def _find_postgresql() -> Backend[JournalDatabase]:
+    given = address("postgresql")
+    urls = [
+        "postgresql+psycopg://postgres@127.0.0.1:5432/postgres?connect_timeout=3",
+        "postgresql+psycopg:///postgres?host=/var/run/postgresql&connect_timeout=3",
+        "postgresql+psycopg:///postgres?host=/tmp&connect_timeout=3",
+    ]
+    if given != "bundled":
+        server, complaints = _first_that_answers("postgresql", [given] if given else urls)
+        if server is not None:
+            return server
+        if given:
+            raise Missing(f"DURABLE_TEST_POSTGRESQL_URL: {complaints[-1]}")
+    try:
+        own = OwnPostgreSQL()
+        own.start()
+    except ServerFailed as error:
+        raise Missing(f"no server at 127.0.0.1:5432 that lets us in, and {error}") from error
+    return _Server("postgresql", make_url(own.url).set(drivername="postgresql+psycopg"), "our own", own)
+
+
+def _find_mysql() -> Backend[JournalDatabase]:
+    given = address("mysql")
+    if given == "bundled":
+        raise Missing("there is no bundled MySQL")
+    server, complaints = _first_that_answers(
+        "mysql", [given or "mysql+pymysql://root@127.0.0.1:3306/?charset=utf8mb4&connect_timeout=3"]
+    )
+    if server is not None:
+        return server
+    raise Missing(f"{complaints[-1]} (set DURABLE_TEST_MYSQL_URL)")
+
+
+#: Kind of database → how to find it. The order is that of the reports.
+FINDERS: dict[str, Callable[[], Backend[JournalDatabase]]] = {
+    "sqlite": _SQLite,
+    "postgresql": _find_postgresql,
+    "mysql": _find_mysql,
+}
