@@ -1,0 +1,213 @@
+"""Trees <-> bytes: the serializers, and the small integer on each row that names one.
+
+A row is decoded by what it says itself, not by today's setting: the setting may change while executions live. The
+integer is ``version * 16 + format``, where the version is that of the tree's form. Bits above the lowest eight
+are free; the cipher will use them.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import json.encoder
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from kombu.serialization import dumps, loads, registry  # type: ignore[attr-defined]
+
+from celery_durable.errors import ConfigurationError, PayloadError
+
+from .tree import Tree
+
+__all__ = ["JSON_TAG", "Format", "format_of_row", "format_of_setting"]
+
+#: The version of the tree's form; raised when trees of an older form would be misread.
+VERSION = 1
+
+_FORMATS = {"json": 1, "msgpack": 2, "yaml": 3, "pickle": 4}
+#: The format of serializers that an application registered with kombu; their name is in front of the data.
+_CUSTOM = 15
+_PICKLE_TYPE = "application/x-python-serialize"
+#: What a serializer must be able to carry.
+_PROBE: dict[str, Any] = {"z": [None, True, 1, -(2**63), 1.5, "é", ""], "a": {}, "m": []}
+
+
+class Format(Protocol):
+    """One serializer."""
+
+    name: str
+    #: The integer stored on the row.
+    tag: int
+    #: Whether the order of a dict's keys survives.
+    ordered: bool
+    #: Whether every value and character takes at least a byte, so that an oversize can be told before dumping.
+    exact: bool
+
+    def dump(self, tree: Tree) -> bytes:
+        """The bytes of a tree."""
+
+    def load(self, data: bytes) -> Tree:
+        """The tree of bytes.
+
+        :raises Exception: of any kind when they are damaged.
+        """
+
+
+def _json_dumps() -> Callable[[Any], str]:
+    """The compact JSON writer of the standard library, without the set-up that it repeats for every call."""
+    encoder = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":"))
+    make = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:
+        return encoder.encode
+    try:
+        quote = json.encoder.encode_basestring
+        write = make(None, encoder.default, quote, None, ":", ",", False, False, False)
+        if "".join(write(_PROBE, 0)) != encoder.encode(_PROBE):
+            return encoder.encode
+    # The C writer is a detail of CPython: where it has changed its shape, the public one is as right.
+    except Exception:
+        return encoder.encode
+    return lambda tree: "".join(write(tree, 0))
+
+
+class _Json:
+    name = "json"
+    tag = VERSION * 16 + _FORMATS["json"]
+    ordered = True
+    exact = True
+
+    _dumps = staticmethod(_json_dumps())
+    _loads = staticmethod(json.JSONDecoder().raw_decode)
+
+    def dump(self, tree: Tree) -> bytes:
+        return self._dumps(tree).encode()
+
+    def load(self, data: bytes) -> Tree:
+        text = data.decode()
+        tree: Tree
+        tree, end = self._loads(text)
+        if end != len(text):
+            raise ValueError(f"{len(text) - end} characters too many")
+        return tree
+
+
+class _Kombu:
+    """A serializer of kombu's registry."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.custom = name not in _FORMATS
+        self.tag = VERSION * 16 + _FORMATS.get(name, _CUSTOM)
+        self.exact = name == "msgpack"
+        self.ordered = True
+        self._prefix = b""
+        if self.custom:
+            encoded = name.encode()
+            self._prefix = bytes([len(encoded)]) + encoded
+        self._content_type: str = registry.name_to_type[name]
+        self._encoding = "utf-8"
+        self.probe()
+
+    def probe(self) -> None:
+        """Carry a small tree both ways, and learn how the serializer behaves.
+
+        :raises Exception: of any kind when it cannot.
+        """
+        self._content_type, self._encoding, _ = dumps(_PROBE, serializer=self.name)
+        copy: Any = self.load(self.dump(_PROBE))
+        if type(copy) is not dict or copy != _PROBE:
+            raise ValueError("it does not give back what it was given")
+        self.ordered = list(copy) == list(_PROBE)
+
+    def dump(self, tree: Tree) -> bytes:
+        data: Any = dumps(tree, serializer=self.name)[2]
+        return self._prefix + (data.encode() if isinstance(data, str) else bytes(data))
+
+    def load(self, data: bytes) -> Tree:
+        body = data[len(self._prefix) :]
+        if not body:
+            # kombu would give the nothing back as it is.
+            raise ValueError("no data")
+        # accept= lifts the ban that a worker's accept_content lays on messages; the journal is not a message.
+        tree: Tree = loads(body, self._content_type, self._encoding, accept={self._content_type})
+        return tree
+
+
+_JSON = _Json()
+JSON_TAG = _JSON.tag
+
+
+@functools.lru_cache(maxsize=64)
+def _kombu(name: str, content_type: str) -> _Kombu:
+    return _Kombu(name)
+
+
+def _named(name: str) -> Format:
+    if name == "json":
+        return _JSON
+    return _kombu(name, registry.name_to_type[name])
+
+
+def _usable(name: str) -> bool:
+    try:
+        _named(name)
+    except Exception:
+        return False
+    return True
+
+
+def format_of_setting(name: str) -> Format:
+    """The serializer that ``durable_serializer`` names.
+
+    :raises ConfigurationError: when kombu does not know it, or it cannot carry a tree.
+    """
+    try:
+        return _named(name)
+    except Exception as error:
+        known = name in registry.name_to_type
+        why = f"does not work: {type(error).__name__}: {error}" if known else "is not registered with kombu"
+        usable = ", ".join(sorted(other for other in registry.name_to_type if _usable(other)))
+        raise ConfigurationError(
+            f"durable_serializer = {name!r} {why}. Use one of: {usable}; or register it with "
+            "kombu.serialization.register() before the application starts.",
+            setting="durable_serializer",
+        ) from error
+
+
+def format_of_row(tag: int, data: bytes, where: str, configured: Format) -> Format:
+    """The serializer that wrote a row.
+
+    :param configured: that of the setting. Pickle is read only where it is the configured one: whoever can write
+        to the database must not be able to choose it.
+    :raises PayloadError: when this program cannot or must not read it.
+    """
+    if tag == configured.tag and tag & 15 != _CUSTOM:
+        return configured
+    version, number = tag >> 4, tag & 15
+    if version != VERSION:
+        raise PayloadError(
+            f"{where} was written in form {version} of the codec, and this version of celery_durable reads form "
+            f"{VERSION}; run the version that wrote it, or a newer one.",
+            where=where,
+        )
+    if number == _CUSTOM:
+        name = data[1 : 1 + data[0]].decode("utf-8", "replace") if data else ""
+    else:
+        name = next((known for known, code in _FORMATS.items() if code == number), "")
+    if name == configured.name:
+        return configured
+    if name == "pickle" or registry.name_to_type.get(name) == _PICKLE_TYPE:
+        raise PayloadError(
+            f"{where} was stored with pickle, which can run code when it is read, and durable_serializer is "
+            f"{configured.name!r}. If the database is trusted, set durable_serializer = 'pickle' until such "
+            "executions have ended.",
+            where=where,
+        )
+    try:
+        return _named(name)
+    except Exception as error:
+        raise PayloadError(
+            f"{where} was stored with the serializer {name or tag!r}, which cannot be used here ({error}); install "
+            "it, or register it with kombu.serialization.register() before the worker starts.",
+            where=where,
+        ) from error
