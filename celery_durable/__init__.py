@@ -1,0 +1,81 @@
+"""Durable execution for Celery: tasks that survive retries, kills and redelivery."""
+
+from __future__ import annotations
+
+from .context import DurableContext
+from .current import StepHandle, current_step
+from .effects import DID_NOT_HAPPEN, UNKNOWN, Effect, Guard, Happened, Intent, OnAmbiguous, guarded
+from .errors import (
+    AmbiguityPolicyRequired,
+    AmbiguousEffect,
+    ConfigurationError,
+    ContextClosed,
+    DurableError,
+    ErrorPlaceholder,
+    FingerprintError,
+    GuardConflict,
+    JournalCorrupted,
+    JournalUnavailable,
+    LeaseLost,
+    NestedStep,
+    PayloadError,
+    PayloadTooLarge,
+    ReplayDivergence,
+    ResultLost,
+    SchemaError,
+    StepLimitExceeded,
+    UnknownExecution,
+    WrongState,
+)
+from .logger import get_logger
+from .parallel import Branch, Parallel
+from .publish import outbox_batch
+from .retry import Retry
+from .signals import execution_parked
+from .step import Step, StepDescriptor, StepRecord, step
+from .task import DurableTask
+
+__all__ = [
+    "DID_NOT_HAPPEN",
+    "UNKNOWN",
+    "AmbiguityPolicyRequired",
+    "AmbiguousEffect",
+    "Branch",
+    "ConfigurationError",
+    "ContextClosed",
+    "DurableContext",
+    "DurableError",
+    "DurableTask",
+    "Effect",
+    "ErrorPlaceholder",
+    "FingerprintError",
+    "Guard",
+    "GuardConflict",
+    "Happened",
+    "Intent",
+    "JournalCorrupted",
+    "JournalUnavailable",
+    "LeaseLost",
+    "NestedStep",
+    "OnAmbiguous",
+    "Parallel",
+    "PayloadError",
+    "PayloadTooLarge",
+    "ReplayDivergence",
+    "ResultLost",
+    "Retry",
+    "SchemaError",
+    "Step",
+    "StepDescriptor",
+    "StepHandle",
+    "StepLimitExceeded",
+    "StepRecord",
+    "UnknownExecution",
+    "WrongState",
+    "current_step",
+    "execution_parked",
+    "get_logger",
+    "guarded",
+    "outbox_batch",
+    "step",
+]

@@ -1,0 +1,123 @@
+"""Checkpoints: many finished idempotent steps in one journal row.
+
+An execution that comes near its step cap has a journal of thousands of rows, each read again by every replay.
+Its finished idempotent steps are folded, a run of neighbours to a row; guarded steps stay as they are, for their
+keys and audits must remain to be found.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Final
+
+from .codec import Codec
+from .replay import SEGMENT
+from .store.records import Batch, EffectCode, Entry, EntryKind, Journaled, StoredPayload
+
+if TYPE_CHECKING:
+    from .run import Run
+
+__all__ = ["expand", "fold_prefix"]
+
+#: Beyond every entry that a step can have at its first position.
+_ENTRY: Final = 30_000
+_FOLDABLE: Final = (EffectCode.IDEMPOTENT, EffectCode.AT_LEAST_ONCE)
+_WHERE: Final = "a checkpoint"
+
+
+def expand(row: Journaled, codec: Codec) -> Sequence[Journaled]:
+    """The rows that a checkpoint stands for."""
+    assert row.codec is not None and row.payload is not None
+    return [
+        row._replace(
+            position=position,
+            entry=entry,
+            kind=int(EntryKind.RESULT),
+            effect=effect,
+            name=name,
+            fingerprint=base64.b64decode(fingerprint),
+            attempt=attempt,
+            at=at,
+            duration_us=duration,
+            codec=tag,
+            payload=None if payload is None else base64.b64decode(payload),
+        )
+        for position, entry, effect, name, fingerprint, attempt, at, duration, tag, payload in codec.decode(
+            row.codec, row.payload, _WHERE
+        )
+    ]
+
+
+def _pack(row: Journaled) -> list[Any]:
+    payload = None if row.payload is None else base64.b64encode(row.payload).decode()
+    fingerprint = base64.b64encode(row.fingerprint or b"").decode()
+    return [
+        row.position,
+        row.entry,
+        row.effect,
+        row.name,
+        fingerprint,
+        row.attempt,
+        row.at,
+        row.duration_us,
+        row.codec,
+        payload,
+    ]
+
+
+def _foldable(rows: Sequence[Journaled]) -> bool:
+    return rows[-1].kind == EntryKind.RESULT and rows[0].effect in _FOLDABLE
+
+
+def fold_prefix(run: Run) -> int:
+    """Fold the finished steps of the body's scope into checkpoints.
+
+    :returns: how many steps were folded.
+    """
+    folded = 0
+    group: list[Journaled] = []
+    places: list[tuple[str, int]] = []
+    size = 0
+    # A checkpoint's payload obeys the same limit as any other; base64 takes a third more.
+    limit = run.codec.max_payload_bytes // 2
+
+    def write() -> None:
+        nonlocal folded, group, places, size
+        if len(group) > 1:
+            data = StoredPayload(*run.codec.encode([_pack(r) for r in group], _WHERE))
+            entry = Entry("", group[0].position, _ENTRY, EntryKind.CHECKPOINT, None, "checkpoint", payload=data)
+            if not run.fold(Batch(run.fence, run.generation, (entry,)), places):
+                return
+            folded += len(group)
+        group, places, size = [], [], 0
+
+    for rows in _positions(run):
+        last = rows[-1]
+        weight = (len(last.payload) if last.payload else 0) * 4 // 3 + len(last.name) + 150
+        if not _foldable(rows) or len(group) >= SEGMENT or size + weight > limit:
+            write()
+        if _foldable(rows) and weight <= limit:
+            group.append(last)
+            places.append(("", last.position))
+            size += weight
+    write()
+    return folded
+
+
+def _positions(run: Run) -> Iterator[list[Journaled]]:
+    """The body's scope, position by position; rows are read ahead, for folding removes them."""
+    position = 0
+    while True:
+        rows = list(run.load("", position, 4 * SEGMENT))
+        if not rows:
+            return
+        full = len(rows) == 4 * SEGMENT
+        cut = rows[-1].position if full else None
+        for number, group in groupby(rows, key=lambda r: r.position):
+            if number != cut:
+                yield list(group)
+        if not full or cut is None:
+            return
+        position = cut

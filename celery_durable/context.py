@@ -1,0 +1,506 @@
+"""What a durable body can ask for."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import inspect
+import random
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast
+
+from . import divergence
+from .checkpoint import expand, fold_prefix
+from .codec import preview
+from .control import Suspend
+from .current import Active, StepHandle, active, operation
+from .effects import Effect
+from .errors import ConfigurationError, ContextClosed, NestedStep, ReplayDivergence
+from .faults import reached
+from .identity import fingerprint, fingerprint_of, global_key, idempotency_key
+from .logger import DurableLogger
+from .parallel import Parallel
+from .protocol import Ask, Call, Claim, Flush, Outcome, Pause, StepCall, Wait, perform
+from .replay import ReplayCursor
+from .run import Run
+from .step import Step, StepDescriptor, StepRecord, check_assumed
+from .store.records import Entry, EntryKind, Journaled
+
+__all__ = ["DurableContext", "ScopeState"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: Share of the step cap from which on the finished prefix is folded.
+_FOLD_AT = 0.9
+#: How long to let go when another execution runs the operation of our global key, in seconds.
+_HELD_ELSEWHERE = 1.0
+
+
+class ScopeState:
+    """A lexical scope of the body: where its next step stands, and what its journal holds."""
+
+    __slots__ = ("_lock", "_parallels", "cursor", "end", "lane", "next_position", "occurrences", "path")
+
+    def __init__(self, path: str, lane: str, cursor: ReplayCursor, end: int | None = None) -> None:
+        #: "" for the body, "4.0" for the first branch of the scope at position 4, "4.0/2.1" below it.
+        self.path = path
+        #: What the idempotency keys of this scope's steps have besides name and arguments.
+        self.lane = lane
+        self.cursor = cursor
+        #: Number of steps that the finished branch had; None where that is not known.
+        self.end = end
+        self.next_position = 0
+        #: fingerprint -> how many steps had it so far.
+        self.occurrences: dict[bytes, int] = {}
+        self._parallels = 0
+        self._lock = threading.Lock()
+
+    def take_position(self) -> int:
+        """The position of a step that is being called."""
+        with self._lock:
+            position = self.next_position
+            self.next_position = position + 1
+        return position
+
+    def take_lane(self) -> int:
+        """The number of a parallel scope that is being opened."""
+        with self._lock:
+            lane = self._parallels
+            self._parallels = lane + 1
+        return lane
+
+    def occurrence(self, fingerprint: bytes) -> int:
+        """How many steps with this fingerprint were called before this one."""
+        with self._lock:
+            occurrence = self.occurrences.get(fingerprint, 0)
+            self.occurrences[fingerprint] = occurrence + 1
+        return occurrence
+
+    def place(self, position: int) -> str:
+        return f"{self.path}/{position}" if self.path else str(position)
+
+
+class DurableContext:
+    """The durable side of a running body: ``self.durable`` in a bound task.
+
+    Safe to share between threads. It ends with the body: used later, it raises :class:`ContextClosed`.
+    """
+
+    def __init__(self, run: Run, *, logger_name: str = "celery_durable.body") -> None:
+        self._run = run
+        self._closed = False
+        self._folded = False
+        self._body = self._scope("", "")
+        #: A logger that is silent while the body replays.
+        self.logger = DurableLogger(logger_name, self)
+
+    # -- facts ----------------------------------------------------------------------------------------------
+
+    @property
+    def execution_id(self) -> str:
+        """The Celery task id, or the id that the caller chose."""
+        return self._run.execution_id
+
+    @property
+    def attempt(self) -> int:
+        """How often this execution was taken over from an owner that died; 0 for none."""
+        return self._run.opened.attempts
+
+    @property
+    def replaying(self) -> bool:
+        """True while the journal holds a step that the body has not asked for yet (in this branch)."""
+        scope = self._here()
+        return scope.cursor.has(scope.next_position)
+
+    # -- steps ----------------------------------------------------------------------------------------------
+
+    def step(self, what: str | StepDescriptor, op: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Do ``op(*args, **kwargs)`` as a step, or return what it returned when it was done.
+
+        :param what: the step's name (then it is idempotent), or a :class:`StepDescriptor`.
+        :param op: any callable. A coroutine function gives an awaitable.
+        :returns: the operation's value, as the journal gives it back.
+        :raises ContextClosed: after the body has ended.
+        :raises NestedStep: inside another step's operation.
+        :raises FingerprintError: for arguments without a canonical form.
+        :raises AmbiguousEffect, GuardConflict, ResultLost: see there; guarded steps only.
+        """
+        descriptor, op = self._descriptor(what, op)
+        return cast("R", self._call(self._here(), descriptor, op, args, kwargs, inspect.iscoroutinefunction(op)))
+
+    def step_recorded(
+        self, what: str | StepDescriptor, op: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Any:
+        """As :meth:`step`, but returns the :class:`StepRecord`: id, key, value, whether it was replayed.
+
+        For a coroutine function: an awaitable of it.
+        """
+        descriptor, op = self._descriptor(what, op)
+        is_async = inspect.iscoroutinefunction(op)
+        return self._call(self._here(), descriptor, op, args, kwargs, is_async, recorded=True)
+
+    def parallel(self, *, max_workers: int | None = None) -> Parallel:
+        """A scope whose branches run at the same time: ``with self.durable.parallel() as branches:``.
+
+        Each branch has positions of its own, fixed when it is created.
+
+        :param max_workers: threads at most; default 8. Coroutines are not limited by it.
+        """
+        scope = self._here()
+        position, rows = self._open_scope(scope, "parallel")
+        return Parallel(self, scope, position, rows, lane=scope.take_lane(), max_workers=max_workers)
+
+    def patched(self, change_id: str) -> bool:
+        """Whether this execution takes the new path of a change to the body.
+
+        True for executions that come here for the first time, also later on; False for those whose journal goes on
+        beyond this point without having taken it.
+
+        :param change_id: names the change; once used, do not use it for another one.
+        """
+        self._check()
+        decided = self._run.patches.get(change_id)
+        if decided is None:
+            decided = not self.replaying
+            self._run.patches[change_id] = decided
+            if decided:
+                number = len(self._run.patches)
+                self._run.append(Entry("#patch", number, 0, EntryKind.PATCH, None, change_id))
+        return decided
+
+    # -- what varies, recorded ------------------------------------------------------------------------------
+
+    def now(self) -> dt.datetime:
+        """The time, aware, in UTC; a replay gives the time of the first run."""
+        return self.step(_NOW, _utc_now)
+
+    def uuid4(self) -> uuid.UUID:
+        """A random UUID; a replay gives the same one."""
+        return self.step(_UUID4, uuid.uuid4)
+
+    def random(self) -> float:
+        """A random number in [0, 1); a replay gives the same one."""
+        return self.step(_RANDOM, random.random)
+
+    # -- the way of a step ----------------------------------------------------------------------------------
+
+    def _call(
+        self,
+        scope: ScopeState,
+        descriptor: StepDescriptor,
+        op: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        is_async: bool,
+        recorded: bool = False,
+    ) -> Any:
+        call = self._request(scope, descriptor, op, args, kwargs)
+        if is_async:
+            return self._drive_async(scope, call, recorded)
+        if not scope.cursor.ready(call.position):
+            scope.cursor.has(call.position)
+        return self._answer(call, self._drive(call, self._rows(scope, call)), recorded)
+
+    def _request(
+        self,
+        scope: ScopeState,
+        descriptor: StepDescriptor,
+        op: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> StepCall:
+        """Fix position, fingerprint and key, now: the order of calls is the order of positions."""
+        self._check(descriptor.name)
+        run = self._run
+        total = run.count_step(descriptor.name)
+        if descriptor.fingerprint is None:
+            print_ = fingerprint(descriptor.name, descriptor.effect.value, args, kwargs)
+        else:
+            print_ = fingerprint_of(descriptor.name, descriptor.effect.value, descriptor.fingerprint(*args, **kwargs))
+        position = scope.take_position()
+        named = descriptor.key is not None
+        if descriptor.key is not None:
+            key = global_key(run.namespace, _key_text(descriptor, args, kwargs))
+        else:
+            # Equal idempotent calls are one operation; the others are told apart by their order.
+            occurrence = 0 if descriptor.effect is Effect.IDEMPOTENT else scope.occurrence(print_)
+            key = idempotency_key(run.execution_id, descriptor.name, print_, occurrence, scope.lane)
+        if run.pending:
+            run.settle_errors(scope.path, position)
+        if not self._folded and total > _FOLD_AT * run.limits.max_steps:
+            self._folded = True
+            self._fold()
+        return StepCall(
+            descriptor=descriptor,
+            op=op,
+            args=args,
+            kwargs=kwargs,
+            scope=scope.path,
+            position=position,
+            place=scope.place(position),
+            fingerprint=print_,
+            key=key,
+            global_key=named,
+            preview=lambda: preview_arguments(args, kwargs),
+        )
+
+    def _rows(self, scope: ScopeState, call: StepCall) -> list[Journaled] | None:
+        """What the journal has for this call, compared with it (G5)."""
+        rows = scope.cursor.take(call.position)
+        name, effect = call.descriptor.name, call.descriptor.effect
+        if rows is not None:
+            found = divergence.check_step(rows, self.execution_id, call.place, name, effect, call.fingerprint)
+            if found is not None:
+                self._diverge(found)
+        elif scope.end is not None and call.position >= scope.end:
+            self._diverge(divergence.unexpected(self.execution_id, call.place, name, effect, call.fingerprint))
+        return rows
+
+    def _drive(self, call: StepCall, rows: list[Journaled] | None) -> Outcome:
+        run = self._run
+        rules = perform(call, rows, run)
+        answer: Any = None
+        try:
+            while True:
+                action = rules.send(answer)
+                kind = type(action)
+                if kind is Call:
+                    if action.guarded:
+                        run.assure_lease()
+                    answer = self._operate(action.handle, call.op, call)
+                elif kind is Flush:
+                    answer = run.flush()
+                elif kind is Ask:
+                    answer = self._operate(action.handle, action.reconcile, call, action.handle)
+                elif kind is Pause:
+                    answer = time.sleep(action.seconds)
+                elif kind is Claim:
+                    answer = run.claim(action.intent)
+                else:
+                    self._let_go(action)
+        except StopIteration as stop:
+            return cast("Outcome", stop.value)
+
+    async def _drive_async(self, scope: ScopeState, call: StepCall, recorded: bool) -> Any:
+        run = self._run
+        if not scope.cursor.ready(call.position):
+            await asyncio.to_thread(scope.cursor.has, call.position)
+        rules = perform(call, self._rows(scope, call), run)
+        answer: Any = None
+        try:
+            while True:
+                action = rules.send(answer)
+                kind = type(action)
+                if kind is Call:
+                    if action.guarded:
+                        await asyncio.to_thread(run.assure_lease)
+                    answer = await self._operate_async(action.handle, call.op, call)
+                elif kind is Flush:
+                    answer = await asyncio.to_thread(run.flush)
+                elif kind is Ask:
+                    answer = await self._operate_async(action.handle, action.reconcile, call, action.handle)
+                elif kind is Pause:
+                    answer = await asyncio.sleep(action.seconds)
+                elif kind is Claim:
+                    answer = await asyncio.to_thread(run.claim, action.intent)
+                else:
+                    self._let_go(action)
+        except StopIteration as stop:
+            return self._answer(call, stop.value, recorded)
+
+    def _operate(
+        self, handle: StepHandle, op: Callable[..., Any], call: StepCall, *first: Any
+    ) -> tuple[Any, Exception | None]:
+        token = operation.set(handle)
+        if not first:
+            self._run.counters.called += 1
+            reached("step.before_effect")
+        try:
+            value = op(*first, *call.args, **call.kwargs)
+        except Exception as error:
+            return None, error
+        finally:
+            operation.reset(token)
+        return value, None
+
+    async def _operate_async(
+        self, handle: StepHandle, op: Callable[..., Any], call: StepCall, *first: Any
+    ) -> tuple[Any, Exception | None]:
+        token = operation.set(handle)
+        if not first:
+            self._run.counters.called += 1
+            reached("step.before_effect")
+        try:
+            value = op(*first, *call.args, **call.kwargs)
+            if inspect.isawaitable(value):
+                value = await value
+        except Exception as error:
+            return None, error
+        finally:
+            operation.reset(token)
+        return value, None
+
+    def _answer(self, call: StepCall, outcome: Outcome, recorded: bool) -> Any:
+        counters = self._run.counters
+        if outcome.replayed:
+            counters.replayed += 1
+        if call.guard is not None and (outcome.replayed or outcome.skipped):
+            counters.guarded_skipped += 1
+        if outcome.error is not None:
+            self._run.check()
+            raise outcome.error
+        if not recorded:
+            return outcome.value
+        return StepRecord(
+            call.place,
+            call.descriptor.name,
+            call.key,
+            outcome.value,
+            outcome.replayed,
+            outcome.skipped,
+            outcome.attempt,
+        )
+
+    def _let_go(self, action: Wait) -> None:
+        raise self._run.stuck(Suspend(_HELD_ELSEWHERE))
+
+    # -- scopes ---------------------------------------------------------------------------------------------
+
+    def _scope(self, path: str, lane: str, end: int | None = None) -> ScopeState:
+        run = self._run
+        cursor = ReplayCursor(
+            lambda position, rows: run.load(path, position, rows),
+            expand=lambda row: expand(row, run.codec),
+            empty=not run.opened.resumed,
+        )
+        run.scopes.add(path)
+        return ScopeState(path, lane, cursor, end)
+
+    def _open_scope(self, scope: ScopeState, name: str) -> tuple[int, list[Journaled] | None]:
+        """Take a position for a scope of branches, and journal that one stands there."""
+        self._check(name)
+        run = self._run
+        run.count_step(name)
+        position = scope.take_position()
+        run.settle_errors(scope.path, position)
+        rows = scope.cursor.take(position)
+        if rows is None:
+            run.append(Entry(scope.path, position, 0, EntryKind.SCOPE, None, name))
+        else:
+            found = divergence.check_scope(rows, self.execution_id, scope.place(position), name)
+            if found is not None:
+                self._diverge(found)
+        return position, rows
+
+    def _here(self) -> ScopeState:
+        here = active.get()
+        # A thread that the body started itself knows no scope: it works in the body's.
+        return here.scope if here is not None and here.context is self else self._body
+
+    # -- guards of the context itself -----------------------------------------------------------------------
+
+    def _check(self, name: str = "") -> None:
+        if self._closed:
+            raise ContextClosed(
+                f"the durable context of execution {self.execution_id} was used after its body had ended. Do all steps "
+                "before the task returns; wait for the threads and coroutines that it starts."
+            )
+        self._run.check()
+        outer = operation.get()
+        if outer is not None:
+            raise NestedStep(
+                f"{f'step {name!r}' if name else 'the durable context'} was asked for inside the operation of step "
+                f"{outer.name!r}. A step cannot contain steps: call it from the task's body, or call the plain function "
+                "(.operation of a @step)."
+            )
+
+    def _diverge(self, error: ReplayDivergence) -> None:
+        raise self._run.stuck(error)
+
+    def _descriptor(
+        self, what: str | StepDescriptor, op: Callable[..., Any]
+    ) -> tuple[StepDescriptor, Callable[..., Any]]:
+        if isinstance(what, StepDescriptor):
+            descriptor = what
+        elif isinstance(what, str):
+            descriptor = StepDescriptor(what)
+        else:
+            raise ConfigurationError(f"step() takes a name or a StepDescriptor first, not {what!r}.")
+        if not callable(op):
+            raise ConfigurationError(
+                f"step {descriptor.name!r} needs a callable, not {op!r}; pass the function and its arguments: "
+                "step(name, function, argument, ...)."
+            )
+        if isinstance(op, Step):
+            op = op.operation
+        check_assumed(descriptor, op)
+        return descriptor, op
+
+    # -- the ends of a body ---------------------------------------------------------------------------------
+
+    def _enter(self) -> Active:
+        return Active(self, self._body)
+
+    def _load_patches(self) -> None:
+        if self._body.cursor.ready(0):
+            return
+        for row in self._run.load("#patch", 0, 1000):
+            self._run.patches[row.name] = True
+
+    def _ended(self) -> None:
+        """The body returned: whatever is wrong and was hidden comes out now.
+
+        :raises ReplayDivergence: a recorded step was never reached.
+        """
+        run = self._run
+        run.check()
+        run.settle_errors(None)
+        self._check_left(self._body, "the body")
+        if run.opened.resumed and run.counters.replayed:
+            self._check_scopes()
+
+    def _check_left(self, scope: ScopeState, what: str) -> None:
+        rows = scope.cursor.first_left(scope.next_position)
+        if rows is not None:
+            self._diverge(divergence.leftover(self.execution_id, scope.place(rows[0].position), rows, what))
+
+    def _check_scopes(self) -> None:
+        """No branch is left over of which the body created none this time."""
+        for path in sorted(self._run.recorded_scopes() - self._run.scopes):
+            rows = self._run.load(path, 0, 1)
+            self._diverge(divergence.leftover(self.execution_id, f"{path}/0", rows, "the body"))
+
+    def _close(self) -> None:
+        self._closed = True
+
+    def _fold(self) -> None:
+        self._run.flush()
+        fold_prefix(self._run)
+
+
+_NOW = StepDescriptor("durable.now")
+_UUID4 = StepDescriptor("durable.uuid4")
+_RANDOM = StepDescriptor("durable.random")
+
+
+def _utc_now() -> dt.datetime:
+    return dt.datetime.now(dt.timezone.utc)
+
+
+def _key_text(descriptor: StepDescriptor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    key = descriptor.key
+    text = key(*args, **kwargs) if callable(key) else key
+    if not isinstance(text, str) or not text:
+        raise ConfigurationError(f"step {descriptor.name!r}: key= must give a non-empty text, not {text!r}.")
+    return text
+
+
+def preview_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """The arguments as a short text for people."""
+    shown = [preview(a, 60) for a in args] + [f"{k}={preview(v, 60)}" for k, v in kwargs.items()]
+    text = f"({', '.join(shown)})"
+    return text if len(text) <= 300 else f"{text[:297]}..."

@@ -1,0 +1,117 @@
+"""The words for a body that asks for other steps than its journal holds."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from .effects import Effect
+from .errors import ReplayDivergence
+from .identity import short
+from .store.records import EFFECT_OF_CODE, EffectCode, Journaled
+
+__all__ = ["check_scope", "check_step", "leftover", "source_line", "unexpected"]
+
+#: Stable codes, also in the docs.
+NAME = "CD101"
+EFFECT = "CD102"
+KIND = "CD103"
+ARGUMENTS = "CD104"
+UNEXPECTED = "CD105"
+UNREACHED = "CD106"
+BRANCHES = "CD107"
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+_CURE = (
+    "The body changed, or does not ask for the same steps each time. Wrap what varies (time, random numbers, reads)\n"
+    '  in a step, or keep old executions on the old path with ctx.patched("...").'
+)
+
+
+def source_line() -> str:
+    """File and line of the innermost frame outside this library."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame = frame.f_back
+    path = frame.f_code.co_filename
+    return f"{os.path.join(*path.split(os.sep)[-2:]) if os.sep in path else path}:{frame.f_lineno}"
+
+
+def describe(name: str, effect: Effect | None, fingerprint: bytes | None) -> str:
+    """One side of the comparison."""
+    if effect is None:
+        return f"{name} (scope)"
+    return f"{name} ({effect.value}), arguments {short(fingerprint) if fingerprint else '-'}"
+
+
+def recorded(rows: Sequence[Journaled]) -> str:
+    """The journal's side of the comparison."""
+    first = rows[0]
+    effect = None if first.effect is None else EFFECT_OF_CODE[EffectCode(first.effect)]
+    return describe(first.name, effect, first.fingerprint)
+
+
+def _divergence(
+    code: str, execution_id: str, place: str, what: str, was: str, asked: str, source: str | None
+) -> ReplayDivergence:
+    lines = [
+        f"execution {execution_id} diverged from its journal at position {place}: {what}.",
+        f"  recorded   {was}",
+        f"  requested  {asked}",
+    ]
+    if source:
+        lines.append(f"  source     {source}")
+    lines.append(f"  {_CURE}")
+    return ReplayDivergence("\n".join(lines), code=code, execution_id=execution_id, place=place)
+
+
+def check_step(
+    rows: Sequence[Journaled], execution_id: str, place: str, name: str, effect: Effect, fingerprint: bytes
+) -> ReplayDivergence | None:
+    """Compare a requested step with the entries at its position."""
+    first = rows[0]
+    if first.fingerprint == fingerprint and first.effect is not None:
+        return None  # the fingerprint covers name and effect too
+    if first.effect is None:
+        code, what = KIND, "the kind of operation changed"
+    elif first.name != name:
+        code, what = NAME, "another step was recorded"
+    elif EFFECT_OF_CODE[EffectCode(first.effect)] is not effect:
+        code, what = EFFECT, "the step's effect changed"
+    else:
+        code, what = ARGUMENTS, "the step's arguments changed"
+    asked = describe(name, effect, fingerprint)
+    return _divergence(code, execution_id, place, what, recorded(rows), asked, source_line())
+
+
+def check_scope(rows: Sequence[Journaled], execution_id: str, place: str, name: str) -> ReplayDivergence | None:
+    """Compare a requested scope with the entries at its position."""
+    first = rows[0]
+    if first.effect is None and first.name == name:
+        return None
+    code, what = (
+        (NAME, "another scope was recorded") if first.effect is None else (KIND, "the kind of operation changed")
+    )
+    return _divergence(code, execution_id, place, what, recorded(rows), describe(name, None, None), source_line())
+
+
+def unexpected(execution_id: str, place: str, name: str, effect: Effect, fingerprint: bytes) -> ReplayDivergence:
+    """A finished branch asks for a step beyond its recorded end."""
+    what = "a step where the finished branch had none"
+    asked = describe(name, effect, fingerprint)
+    return _divergence(UNEXPECTED, execution_id, place, what, "the end of the branch", asked, source_line())
+
+
+def leftover(execution_id: str, place: str, rows: Sequence[Journaled], what: str = "the body") -> ReplayDivergence:
+    """The body, or a branch, ended before a recorded step."""
+    return _divergence(
+        UNREACHED, execution_id, place, "a recorded step was never reached", recorded(rows), f"the end of {what}", None
+    )
+
+
+def branches(execution_id: str, place: str, was: int, now: int) -> ReplayDivergence:
+    """A finished parallel scope has another number of branches than it had."""
+    what = "the number of branches changed"
+    return _divergence(BRANCHES, execution_id, place, what, f"{was} branches", f"{now} branches", source_line())

@@ -1,0 +1,188 @@
+"""The error family.
+
+Everything this library raises on purpose derives from :class:`DurableError`. Most members are ordinary
+exceptions. Three are not: :class:`ReplayDivergence` and :class:`LeaseLost` mean that the running body has no
+right to go on, so ``except Exception`` in a body must not be able to hide them. That is why the base
+derives from :class:`BaseException` and the ordinary members add :class:`Exception`.
+
+Every class carries a stable ``code``, which is also printed in the message and listed in the docs.
+All of them can be pickled (Celery sends them between processes): the message is the one positional
+argument, everything else is an attribute.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+__all__ = [
+    "AmbiguityPolicyRequired",
+    "AmbiguousEffect",
+    "ConfigurationError",
+    "ContextClosed",
+    "DurableError",
+    "ErrorPlaceholder",
+    "FingerprintError",
+    "GuardConflict",
+    "JournalCorrupted",
+    "JournalUnavailable",
+    "LeaseLost",
+    "NestedStep",
+    "PayloadError",
+    "PayloadTooLarge",
+    "ReplayDivergence",
+    "ResultLost",
+    "SchemaError",
+    "StepLimitExceeded",
+    "UnknownExecution",
+    "WrongState",
+]
+
+
+class DurableError(BaseException):
+    """Base of every error of this library.
+
+    :param message: what is wrong and what to do about it.
+    :param details: facts for programs (execution id, step name, ...); they become attributes.
+    """
+
+    code: ClassVar[str] = "CD000"
+
+    def __init__(self, message: str = "", **details: Any) -> None:
+        super().__init__(message)
+        self.__dict__.update(details)
+
+    @property
+    def message(self) -> str:
+        """The text without the code."""
+        return str(self.args[0]) if self.args else ""
+
+    def __str__(self) -> str:
+        return f"[{self.code}] {self.message}"
+
+
+class ConfigurationError(DurableError, Exception):
+    """A ``durable_*`` setting or the wiring of a task is wrong."""
+
+    code = "CD001"
+
+
+class SchemaError(DurableError, Exception):
+    """The journal's tables are missing or of another version; run ``celery -A proj durable upgrade``."""
+
+    code = "CD002"
+
+
+class UnknownExecution(DurableError, Exception):
+    """No execution with this id exists in this namespace."""
+
+    code = "CD003"
+
+
+class WrongState(DurableError, Exception):
+    """The execution is not in a state in which this can be done to it."""
+
+    code = "CD004"
+
+
+class ReplayDivergence(DurableError):
+    """The body asked for another step than its journal has at that position.
+
+    A :class:`BaseException`: a body that catches ``Exception`` must not go on with a misread journal (G5).
+    Its code tells what differs; the codes start with ``CD1``.
+    """
+
+    code = "CD100"
+
+    def __init__(self, message: str = "", **details: Any) -> None:
+        super().__init__(message, **details)
+        self.code = details.get("code", type(self).code)  # type: ignore[misc]
+
+
+class FingerprintError(DurableError, Exception):
+    """An argument of a step has no canonical form; give the step a ``fingerprint=``."""
+
+    code = "CD201"
+
+
+class NestedStep(DurableError, Exception):
+    """A step was asked for inside the operation of another step."""
+
+    code = "CD202"
+
+
+class ContextClosed(DurableError, Exception):
+    """The durable context was used outside the body, or after the body it belongs to had ended."""
+
+    code = "CD203"
+
+
+class StepLimitExceeded(DurableError, Exception):
+    """The body asked for more steps than ``durable_max_steps``."""
+
+    code = "CD204"
+
+
+class AmbiguityPolicyRequired(DurableError, Exception):
+    """A guarded step was built without saying what to do when nobody knows whether its effect happened."""
+
+    code = "CD301"
+
+
+class AmbiguousEffect(DurableError, Exception):
+    """A guarded step has an intent but no result, and its policy does not allow to guess."""
+
+    code = "CD302"
+
+
+class GuardConflict(DurableError, Exception):
+    """A guarded step came back under other arguments than those under which it already ran."""
+
+    code = "CD303"
+
+
+class ResultLost(DurableError, Exception):
+    """A guarded operation was done, but its result could not be stored. It is never run again."""
+
+    code = "CD304"
+
+
+class PayloadError(DurableError, Exception):
+    """A value cannot be encoded for the journal, or what the journal holds cannot be decoded."""
+
+    code = "CD401"
+
+
+class PayloadTooLarge(PayloadError):
+    """An encoded value is larger than ``durable_max_payload_bytes``."""
+
+    code = "CD402"
+
+
+class JournalCorrupted(PayloadError):
+    """A journal row contradicts itself or its neighbours."""
+
+    code = "CD403"
+
+
+class ErrorPlaceholder(DurableError, Exception):
+    """Stands for a recorded exception whose class cannot be imported any more.
+
+    ``original`` holds the dotted name of that class.
+    """
+
+    code = "CD404"
+
+
+class JournalUnavailable(DurableError, Exception):
+    """The journal's database did not answer within ``durable_ack_timeout``."""
+
+    code = "CD501"
+
+
+class LeaseLost(DurableError):
+    """Another owner took the execution over; this one may neither commit nor start anything.
+
+    A :class:`BaseException`: there is nothing a body could do about it (G3).
+    """
+
+    code = "CD502"

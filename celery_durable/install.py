@@ -1,0 +1,90 @@
+"""Connects an app's workers and publishers to the journal. Binding the first durable task does it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from celery import signals, states
+
+from .publish import wrap_sender
+from .runtime import Runtime
+from .worker.control import control_of
+from .worker.step import DurableStep
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ["install"]
+
+logger = logging.getLogger(__name__)
+
+_installed: weakref.WeakSet[Celery] = weakref.WeakSet()
+
+
+def install(app: Celery) -> None:
+    """Make an app durable; once."""
+    app = app._get_current_object() if hasattr(app, "_get_current_object") else app
+    if app in _installed:
+        return
+    _installed.add(app)
+    app.steps["worker"].add(DurableStep)
+    _wrap_amqp(app)
+
+
+def _wrap_amqp(app: Celery) -> None:
+    """Put the outbox in front of the task sender; it is built on first use and looks at the configuration then."""
+    amqp = app.amqp
+    built = amqp.__dict__.get("send_task_message")
+    if built is not None:
+        amqp.send_task_message = wrap_sender(app, built)
+        return
+    create = amqp._create_task_sender
+    amqp._create_task_sender = lambda: wrap_sender(app, create())
+
+
+@signals.task_postrun.connect(weak=False, dispatch_uid="celery_durable.postrun")
+def _on_postrun(sender: Any = None, task_id: str | None = None, state: str | None = None, **_: Any) -> None:
+    """Celery has stored the result and sent the callbacks: later duplicates of the message are dropped."""
+    app = getattr(sender, "app", None)
+    runtime = Runtime.known(app) if app is not None else None
+    if runtime is None or task_id is None:
+        return
+    pk = runtime.returning.pop(task_id, None)
+    if pk is not None and state in (states.SUCCESS, states.FAILURE):
+        runtime.keeper.dispatched(pk)
+
+
+@signals.task_revoked.connect(weak=False, dispatch_uid="celery_durable.revoked")
+def _on_revoked(sender: Any = None, request: Any = None, expired: bool = False, **_: Any) -> None:
+    """A revoked execution is cancelled, or recovery would bring it back."""
+    app = getattr(sender, "app", None)
+    if app is not None and app in _installed and request is not None and _is_durable(sender):
+        reason = "its message expired before it started" if expired else "it was revoked"
+        control_of(app).cancel(str(request.id), reason)
+
+
+@signals.worker_process_shutdown.connect(weak=False, dispatch_uid="celery_durable.shutdown")
+def _on_process_shutdown(**_: Any) -> None:
+    """A pool process ends in order."""
+    _close_runtimes()
+
+
+@signals.worker_shutdown.connect(weak=False, dispatch_uid="celery_durable.worker_shutdown")
+def _on_worker_shutdown(**_: Any) -> None:
+    _close_runtimes()
+
+
+def _close_runtimes() -> None:
+    for app in list(_installed):
+        runtime = Runtime.known(app)
+        if runtime is not None and runtime.pid == os.getpid():
+            runtime.close()
+
+
+def _is_durable(task: Any) -> bool:
+    from .task import DurableTask
+
+    return isinstance(task, DurableTask)

@@ -1,0 +1,226 @@
+"""Branches that run at the same time, each with positions of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, cast
+
+from . import divergence
+from .current import Active, active
+from .errors import ConfigurationError, ContextClosed, StepLimitExceeded
+from .step import StepDescriptor
+from .store.records import Entry, EntryKind, Journaled, StoredPayload
+
+if TYPE_CHECKING:
+    from .context import DurableContext, ScopeState
+
+__all__ = ["Branch", "Parallel"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_WORKERS: Final = 8
+#: The journal's column for the path of a branch.
+_LONGEST_PATH: Final = 200
+
+
+class Branch(Generic[R]):
+    """What one branch comes to. In an ``async with`` scope it can be awaited."""
+
+    def __init__(self, future: Future[R] | asyncio.Task[R]) -> None:
+        self._future = future
+        self.seen = False
+
+    def result(self) -> R:
+        """The branch's value; waits for it where the scope runs threads.
+
+        :raises: what the branch raised.
+        """
+        self.seen = True
+        return self._future.result()
+
+    def __await__(self) -> Generator[Any, None, R]:
+        self.seen = True
+        if isinstance(self._future, asyncio.Task):
+            return self._future.__await__()
+        return asyncio.wrap_future(self._future).__await__()
+
+    @property
+    def done(self) -> bool:
+        """True when :meth:`result` will not wait."""
+        return self._future.done()
+
+
+class Parallel:
+    """A scope of branches, made by :meth:`DurableContext.parallel`.
+
+    Leaving it waits for all branches. An exception of a branch whose result nobody asked for is raised then, the
+    first one in the order in which the branches were made.
+    """
+
+    def __init__(
+        self,
+        context: DurableContext,
+        parent: ScopeState,
+        position: int,
+        rows: list[Journaled] | None,
+        *,
+        lane: int,
+        max_workers: int | None,
+    ) -> None:
+        if max_workers is not None and max_workers < 1:
+            raise ConfigurationError(f"parallel(max_workers={max_workers!r}): at least one thread is needed.")
+        self._context = context
+        self._parent = parent
+        self._position = position
+        self._lane = lane
+        self._max_workers = max_workers or _WORKERS
+        self._branches: list[Branch[Any]] = []
+        self._scopes: list[ScopeState] = []
+        self._pool: ThreadPoolExecutor | None = None
+        self._entered: str | None = None
+        self._place = parent.place(position)
+        ended = next((r for r in rows or () if r.kind == EntryKind.SCOPE_END), None)
+        #: Steps of each branch, where an earlier run saw the scope's end.
+        self._ends: list[int | None] | None = None
+        if ended is not None and ended.codec is not None and ended.payload is not None:
+            self._ends = context._run.decode(StoredPayload(ended.codec, ended.payload), "the end of a parallel scope")
+
+    # -- branches -------------------------------------------------------------------------------------------
+
+    def submit(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Branch[R]:
+        """Start a branch: a step, or any callable that does steps. Its positions are fixed here.
+
+        In a plain ``with`` scope a branch is a thread; in ``async with`` it is a coroutine.
+        """
+        if self._entered is None:
+            raise ContextClosed(
+                "submit() was called outside its parallel scope. Write: with self.durable.parallel() as branches: "
+                "branches.submit(function, ...)"
+            )
+        scope = self._branch_scope(len(self._branches))
+        if self._entered == "async":
+            if not inspect.iscoroutinefunction(getattr(function, "operation", function)):
+                raise ConfigurationError(
+                    f"a branch of an 'async with' scope is a coroutine function; {function!r} is a plain one. Use a plain "
+                    "'with' scope, whose branches are threads."
+                )
+            branch: Branch[R] = Branch(asyncio.ensure_future(self._run_async(scope, function, args, kwargs)))
+        else:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._max_workers, thread_name_prefix="durable-branch")
+            within = contextvars.copy_context()
+            branch = Branch(self._pool.submit(within.run, self._run, scope, function, args, kwargs))
+        self._branches.append(branch)
+        self._scopes.append(scope)
+        return branch
+
+    def step(self, what: str | StepDescriptor, op: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Branch[R]:
+        """A branch that is one step; parameters as in :meth:`DurableContext.step`."""
+        if inspect.iscoroutinefunction(op):
+
+            async def one() -> Any:
+                return await cast("Any", self._context.step(what, op, *args, **kwargs))
+
+            return cast("Branch[R]", self.submit(one))
+        return self.submit(lambda: self._context.step(what, op, *args, **kwargs))
+
+    def _branch_scope(self, index: int) -> ScopeState:
+        path = f"{self._place}.{index}"
+        if len(path) > _LONGEST_PATH:
+            raise StepLimitExceeded(
+                f"parallel scopes are nested too deeply in execution {self._context.execution_id}: the path of a branch, "
+                f"{path[:40]}..., is longer than {_LONGEST_PATH} characters."
+            )
+        lane = f"{self._parent.lane}/{self._lane}.{index}"
+        end = self._ends[index] if self._ends is not None and index < len(self._ends) else None
+        return self._context._scope(path, lane, end)
+
+    def _run(self, scope: ScopeState, function: Callable[..., R], args: Any, kwargs: Any) -> R:
+        token = active.set(Active(self._context, scope))
+        try:
+            value = function(*args, **kwargs)
+            if inspect.iscoroutine(value):
+                value.close()
+                raise ConfigurationError(
+                    f"{function!r} is a coroutine function; its branch needs 'async with self.durable.parallel()'."
+                )
+            self._context._check_left(scope, "the branch")
+        finally:
+            active.reset(token)
+        return value
+
+    async def _run_async(self, scope: ScopeState, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        token = active.set(Active(self._context, scope))
+        try:
+            value = await function(*args, **kwargs)
+            self._context._check_left(scope, "the branch")
+        finally:
+            active.reset(token)
+        return value
+
+    # -- entering and leaving -------------------------------------------------------------------------------
+
+    def __enter__(self) -> Parallel:
+        self._entered = "threads"
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._entered = None
+        if self._pool is not None:
+            # A process that is being ended does not wait for its branches; the lease is given back without them.
+            leaving = kind is not None and not issubclass(kind, Exception)
+            self._pool.shutdown(wait=not leaving, cancel_futures=leaving)
+        self._left(error)
+
+    async def __aenter__(self) -> Parallel:
+        self._entered = "async"
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._entered = None
+        tasks = [cast("asyncio.Task[Any]", b._future) for b in self._branches]
+        if kind is not None and not issubclass(kind, Exception):
+            for task in tasks:
+                task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        self._left(error)
+
+    def _left(self, error: BaseException | None) -> None:
+        """All branches are done: raise what must come out, and journal the end."""
+        if error is not None:
+            return
+        failures = [self._failure(b) for b in self._branches]
+        for failure in failures:
+            if failure is not None and not isinstance(failure, Exception):
+                raise failure
+        self._end()
+        for branch, failure in zip(self._branches, failures):
+            if failure is not None and not branch.seen:
+                raise failure
+
+    @staticmethod
+    def _failure(branch: Branch[Any]) -> BaseException | None:
+        return None if branch._future.cancelled() else branch._future.exception()
+
+    def _end(self) -> None:
+        # Where a branch failed its end is not known: the next attempt may get further.
+        counts = [s.next_position if self._failure(b) is None else None for s, b in zip(self._scopes, self._branches)]
+        context = self._context
+        if self._ends is None:
+            payload, _ = context._run.roundtrip(counts, "the end of a parallel scope")
+            place = self._parent.path, self._position
+            context._run.append(Entry(*place, 1, EntryKind.SCOPE_END, None, "parallel", payload=payload))
+        elif len(self._ends) != len(counts):
+            found = divergence.branches(context.execution_id, self._place, len(self._ends), len(counts))
+            raise context._run.stuck(found)

@@ -1,0 +1,54 @@
+"""What becomes of a message while the journal cannot be reached: it comes back later, as it was."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import time
+from typing import TYPE_CHECKING, Final
+
+from celery.exceptions import Reject
+from celery.utils.time import get_exponential_backoff_interval
+
+from . import envelope as envelopes
+
+if TYPE_CHECKING:
+    from .errors import JournalUnavailable
+    from .session import Session
+
+__all__ = ["postpone"]
+
+logger = logging.getLogger(__name__)
+
+#: Counts how often a message has been postponed.
+_HEADER: Final = "durable_waits"
+#: Longest pause, in seconds.
+_LONGEST: Final = 30
+
+
+def postpone(session: Session, error: JournalUnavailable) -> None:
+    """Send the message again after a pause that grows. It is not a retry: ``max_retries`` does not count it.
+
+    :raises Reject: when the broker cannot be reached either; the message then goes back to its queue.
+    """
+    request, app = session.request, session.task.app
+    waits = int(request.__dict__.get(_HEADER) or 0)
+    delay = 1 + get_exponential_backoff_interval(1, min(waits, 10), _LONGEST, full_jitter=True)
+    message = envelopes.from_request(session.task, request)
+    message["headers"][_HEADER] = str(waits + 1)
+    logger.error(
+        "%s[%s] cannot go on, the journal is unavailable; its message comes back in about %d s: %s",
+        session.task.name,
+        request.id,
+        delay,
+        error,
+    )
+    pk = request.__dict__.get(envelopes.PK_HEADER)
+    eta = dt.datetime.now(dt.timezone.utc) + dt.timedelta(seconds=delay)
+    try:
+        with app.producer_or_acquire() as producer:
+            envelopes.resend(app, message, None if pk is None else int(pk), producer=producer, eta=eta)
+    except Exception as failure:
+        logger.error("the broker did not take the message of %s either: %s", request.id, failure)
+        time.sleep(1.0)  # a requeued message comes back at once
+        raise Reject(str(error), requeue=True) from failure

@@ -1,0 +1,489 @@
+"""The state machine of a step (DESIGN §6), without I/O.
+
+:func:`perform` is a generator: it yields what it needs done (an operation called, a commit acknowledged, a pause)
+and is sent the answer. A synchronous and an asynchronous driver run the same rules.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, Union
+
+from .current import StepHandle
+from .effects import DID_NOT_HAPPEN, UNKNOWN, UNSET, Effect, Guard, Happened, OnAmbiguous
+from .errors import AmbiguousEffect, GuardConflict, PayloadError, ResultLost
+from .faults import reached
+from .identity import short
+from .replay import Past, Recorded, fold
+from .step import StepDescriptor
+from .store.records import EffectCode, Entry, EntryKind, GuardHolder, Journaled, StoredPayload
+
+__all__ = ["Action", "Ask", "Call", "Claim", "Flush", "Outcome", "Pause", "StepCall", "Surroundings", "Wait", "perform"]
+
+EFFECT_CODE = {
+    Effect.IDEMPOTENT: EffectCode.IDEMPOTENT,
+    Effect.AT_LEAST_ONCE: EffectCode.AT_LEAST_ONCE,
+    Effect.EXACTLY_ONCE_GUARDED: EffectCode.EXACTLY_ONCE_GUARDED,
+}
+
+
+class Flush(NamedTuple):
+    """Commit everything appended so far, under the lease."""
+
+
+class Call(NamedTuple):
+    """Run the operation. Answer: ``(value, None)`` or ``(None, exception)``."""
+
+    handle: StepHandle
+    #: The lease must be known to be held right before it starts.
+    guarded: bool
+
+
+class Ask(NamedTuple):
+    """Run the reconcile callable. Answer as for :class:`Call`."""
+
+    handle: StepHandle
+    reconcile: Callable[..., Any]
+
+
+class Pause(NamedTuple):
+    """Wait, in seconds."""
+
+    seconds: float
+
+
+class Claim(NamedTuple):
+    """Commit this intent unless somebody else holds its global key. Answer: None, or the holder."""
+
+    intent: Entry
+
+
+class Wait(NamedTuple):
+    """Another execution runs the operation of this global key right now: let go, and come back later."""
+
+    holder: GuardHolder
+
+
+Action = Union[Flush, Call, Ask, Pause, Claim, Wait]
+
+
+class Outcome(NamedTuple):
+    """What the body gets."""
+
+    value: Any
+    error: Exception | None
+    replayed: bool
+    skipped: bool
+    attempt: int
+
+
+class Surroundings(Protocol):
+    """What the rules need from the execution around the step; nothing here waits."""
+
+    execution_id: str
+
+    def append(self, entry: Entry, *, finishes: bool = False) -> None: ...
+    def roundtrip(self, value: Any, where: str) -> tuple[StoredPayload, Any]: ...
+    def roundtrip_error(self, error: BaseException, where: str) -> tuple[StoredPayload, Exception]: ...
+    def decode(self, payload: StoredPayload | None, where: str) -> Any: ...
+    def decode_error(self, payload: StoredPayload | None, where: str) -> Exception: ...
+    def note_error(self, call: StepCall, entry: Entry, doubt: str | None = None) -> None: ...
+    def earlier(self, call: StepCall) -> tuple[int, Recorded, Journaled] | None: ...
+    def conflicting(self, call: StepCall) -> tuple[int, Recorded, Journaled] | None: ...
+    def must_park(self, error: GuardConflict) -> None: ...
+
+
+@dataclass
+class StepCall:
+    """One request of the body for a step."""
+
+    descriptor: StepDescriptor
+    op: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    scope: str
+    position: int
+    #: The position as people read it.
+    place: str
+    fingerprint: bytes
+    key: bytes
+    #: True when the key names the operation for the whole application.
+    global_key: bool
+    #: A short text of the arguments, for people.
+    preview: Callable[[], str]
+    #: Number of the next entry at this position.
+    next_entry: int = 0
+
+    @property
+    def guard(self) -> Guard | None:
+        return self.descriptor.guard
+
+    @property
+    def where(self) -> str:
+        """How errors call this step."""
+        return f"step {self.descriptor.name!r} (position {self.place})"
+
+    def handle(self, execution_id: str, attempt: int) -> StepHandle:
+        return StepHandle(execution_id, self.place, self.descriptor.name, attempt, self.key)
+
+    def entry(
+        self,
+        kind: EntryKind,
+        *,
+        attempt: int = 1,
+        payload: StoredPayload | None = None,
+        duration_us: int | None = None,
+    ) -> Entry:
+        """The next entry at this step's position."""
+        number = self.next_entry
+        self.next_entry += 1
+        guarded = self.guard is not None
+        return Entry(
+            self.scope,
+            self.position,
+            number,
+            kind,
+            EFFECT_CODE[self.descriptor.effect],
+            self.descriptor.name,
+            self.fingerprint,
+            self.key if guarded else None,
+            attempt,
+            duration_us,
+            payload,
+        )
+
+
+Steps = Generator[Action, Any, Outcome]
+
+
+def perform(call: StepCall, rows: list[Journaled] | None, around: Surroundings) -> Steps:
+    """Bring one step to its outcome. The fingerprint has been compared already.
+
+    :param rows: what the journal has at this position; None for nothing.
+    """
+    if rows is not None:
+        recorded = fold(rows)
+        call.next_entry = recorded.next_entry
+        if recorded.key is not None:
+            call.key = recorded.key  # minted once, with the intent
+        return (yield from _go_on(call, recorded, around, rows))
+    if call.guard is not None and not call.global_key:
+        earlier = around.earlier(call)
+        if earlier is not None:
+            return (yield from _inherit(call, *earlier, around))
+        conflict = around.conflicting(call)
+        if conflict is not None:
+            return (yield from _conflict(call, *conflict, around))
+    return (yield from _try(call, 1, around))
+
+
+def _go_on(call: StepCall, recorded: Recorded, around: Surroundings, rows: list[Journaled]) -> Steps:
+    """The journal knows something of this step."""
+    past = recorded.past
+    done = _finished(call, recorded, around)
+    if done is not None:
+        return done
+    if past is Past.TRY:
+        yield from _rest_of_pause(call, recorded, around, rows)
+        return (yield from _try(call, recorded.attempts + 1, around))
+    if past is Past.UNDECIDED and call.guard is None:
+        # Only guarded steps are ever in doubt; the body made it plain since, which the fingerprint forbids.
+        return (yield from _try(call, recorded.attempts + 1, around))
+    reason = "an intent without a result" if past is Past.OPEN else "still undecided"
+    return (yield from _ambiguous(call, recorded.attempts, reason, around))
+
+
+def _finished(call: StepCall, recorded: Recorded, around: Surroundings) -> Outcome | None:
+    """The outcome that the journal holds, if it holds one."""
+    attempt = recorded.attempts
+    if recorded.past is Past.DONE or recorded.past is Past.SKIPPED:
+        value = around.decode(recorded.payload, f"the journaled result of {call.where}")
+        return Outcome(value, None, True, recorded.past is Past.SKIPPED, attempt)
+    if recorded.past is Past.ERROR:
+        error = around.decode_error(recorded.payload, f"the journaled error of {call.where}")
+        return Outcome(None, error, True, False, attempt)
+    if recorded.past is Past.LOST:
+        return Outcome(None, _lost(call, around, recorded.payload), True, False, attempt)
+    return None
+
+
+def _inherit(call: StepCall, generation: int, recorded: Recorded, first: Journaled, around: Surroundings) -> Steps:
+    """An earlier generation began this very step (G6): its outcome is taken over, or its doubt."""
+    if recorded.key is not None:
+        call.key = recorded.key
+    if recorded.past is Past.ERROR:
+        # The body handled that error then; the operation is known not to be under way.
+        return (yield from _try(call, recorded.attempts + 1, around))
+    outcome = _finished(call, recorded, around)
+    if outcome is None:
+        reason = f"an intent without a result in generation {generation}"
+        return (yield from _ambiguous(call, recorded.attempts, reason, around))
+    kind = {Past.DONE: EntryKind.RESULT, Past.SKIPPED: EntryKind.SKIPPED, Past.LOST: EntryKind.LOST}[recorded.past]
+    around.append(call.entry(kind, attempt=recorded.attempts, payload=recorded.payload), finishes=True)
+    return outcome
+
+
+def _conflict(call: StepCall, generation: int, recorded: Recorded, first: Journaled, around: Surroundings) -> Steps:
+    """The name ran already, under other arguments, and nobody claimed it: neither fire nor answer."""
+    before = _intent_preview(first, around)
+    doing = "may have run" if recorded.past in (Past.OPEN, Past.UNDECIDED) else "ran"
+    error = GuardConflict(
+        f"guarded {call.where} of execution {around.execution_id} {doing} already in generation {generation} of the "
+        f"journal, under other arguments.\n  then  {before}\n  now   {call.preview()}\n"
+        "  Nothing was called. If both mean the same operation, give the step a key= or wrap the drifting value in a "
+        f"step. To settle this execution: celery durable resolve {around.execution_id} {call.place} --value JSON | --run "
+        "| --fail",
+        execution_id=around.execution_id,
+        step_id=call.place,
+        step=call.descriptor.name,
+    )
+    payload, _ = around.roundtrip({"reason": "conflict", "then": before, "now": call.preview()}, call.where)
+    around.append(call.entry(EntryKind.AUDIT, payload=payload))
+    yield Flush()
+    around.must_park(error)
+    return Outcome(None, error, False, False, 1)
+
+
+def _try(call: StepCall, attempt: int, around: Surroundings) -> Steps:
+    """Run the operation, as often as its retry policy allows."""
+    guard = call.guard
+    retry = call.descriptor.retry
+    while True:
+        if guard is not None:
+            taken = yield from _announce(call, attempt, around)
+            if taken is not None:
+                return taken
+            reached("step.after_intent")
+        started = time.perf_counter_ns()
+        value, error = yield Call(call.handle(around.execution_id, attempt), guard is not None)
+        took = (time.perf_counter_ns() - started) // 1000
+        if error is None:
+            reached("step.after_effect")
+            return (yield from _succeed(call, value, attempt, took, around))
+        if guard is not None and not _is_definite(guard, error):
+            settled = yield from _indefinite(call, error, attempt, took, around)
+            if settled is not None:
+                return settled
+        payload, rebuilt = around.roundtrip_error(error, f"the error of {call.where}")
+        again = retry is not None and retry.wants(error, attempt)
+        if guard is not None or again:
+            # Closes the intent: it is known that this try is over. Keeps the count of tries, too.
+            around.append(call.entry(EntryKind.ATTEMPT, attempt=attempt, payload=payload, duration_us=took))
+        if guard is not None:
+            yield Flush()
+        if not again:
+            around.note_error(call, call.entry(EntryKind.ERROR, attempt=attempt, payload=payload, duration_us=took))
+            return Outcome(None, rebuilt, False, False, attempt)
+        assert retry is not None
+        yield Pause(retry.pause(attempt))
+        attempt += 1
+
+
+def _announce(call: StepCall, attempt: int, around: Surroundings) -> Generator[Action, Any, Outcome | None]:
+    """Commit the intent of a guarded operation, with everything buffered before it, under the lease (G2)."""
+    payload, _ = around.roundtrip(call.preview(), call.where)
+    intent = call.entry(EntryKind.INTENT, attempt=attempt, payload=payload)
+    reached("step.before_intent")
+    if not call.global_key:
+        around.append(intent)
+        yield Flush()
+        return None
+    holder = yield Claim(intent)
+    if holder is None:
+        return None
+    call.next_entry -= 1  # the intent was not written
+    return (yield from _held_elsewhere(call, holder, attempt, around))
+
+
+def _held_elsewhere(
+    call: StepCall, holder: GuardHolder, attempt: int, around: Surroundings
+) -> Generator[Action, Any, Outcome | None]:
+    """Another step has this ``key=``: take its outcome, or its doubt; its failure makes room."""
+    if holder.fingerprint != call.fingerprint:
+        error = GuardConflict(
+            f"{call.where} asks for a key= that another call has used with other arguments (fingerprint "
+            f"{short(holder.fingerprint)} there, {short(call.fingerprint)} here). Nothing was called. A key names one "
+            "operation: use another key for another one.",
+            execution_id=around.execution_id,
+            step_id=call.place,
+            step=call.descriptor.name,
+        )
+        payload, rebuilt = around.roundtrip_error(error, call.where)
+        around.note_error(call, call.entry(EntryKind.ERROR, payload=payload))
+        return Outcome(None, rebuilt, False, False, attempt)
+    recorded = fold(holder.entries) if holder.entries else None
+    if recorded is not None:
+        done = _finished(call, recorded, around)
+        if done is not None and recorded.past is not Past.ERROR:
+            kind = {Past.DONE: EntryKind.RESULT, Past.SKIPPED: EntryKind.SKIPPED, Past.LOST: EntryKind.LOST}
+            around.append(call.entry(kind[recorded.past], payload=recorded.payload), finishes=True)
+            yield Flush()
+            return done
+    if holder.live:
+        yield Wait(holder)
+    who = holder.execution.id if holder.execution is not None else "an execution that is gone"
+    return (yield from _ambiguous(call, attempt, f"an intent under the same key= in {who}", around))
+
+
+def _succeed(call: StepCall, value: Any, attempt: int, took: int, around: Surroundings) -> Steps:
+    """Record the result; what the body gets is what every replay will give it."""
+    guarded = call.guard is not None
+    try:
+        payload, again = around.roundtrip(value, f"the result of {call.where}")
+    except PayloadError as error:
+        if not guarded:
+            return Outcome(None, error, False, False, attempt)
+        reason, _ = around.roundtrip(error.message, call.where)
+        around.append(call.entry(EntryKind.LOST, attempt=attempt, payload=reason, duration_us=took), finishes=True)
+        yield Flush()
+        lost = _lost(call, around, reason)
+        lost.__cause__ = error
+        return Outcome(None, lost, False, False, attempt)
+    around.append(call.entry(EntryKind.RESULT, attempt=attempt, payload=payload, duration_us=took), finishes=True)
+    if guarded:
+        reached("step.before_result")
+        yield Flush()
+    reached("step.after_result")
+    return Outcome(again, None, False, False, attempt)
+
+
+def _lost(call: StepCall, around: Surroundings, payload: StoredPayload | None) -> ResultLost:
+    reason = around.decode(payload, call.where) if payload is not None else "no reason was recorded"
+    return ResultLost(
+        f"{call.where} of execution {around.execution_id} was done, but its result could not be stored; it is not run "
+        f"again. {reason}",
+        execution_id=around.execution_id,
+        step_id=call.place,
+        step=call.descriptor.name,
+    )
+
+
+# -- lost knowledge ---------------------------------------------------------------------------------------------
+
+
+def _is_definite(guard: Guard, error: Exception) -> bool:
+    """Whether an exception of a guarded operation is known to mean that it may be tried again."""
+    return guard.policy in (OnAmbiguous.RERUN, OnAmbiguous.SKIP) or isinstance(error, guard.definite)
+
+
+def _indefinite(
+    call: StepCall, error: Exception, attempt: int, took: int, around: Surroundings
+) -> Generator[Action, Any, Outcome | None]:
+    """An exception that may hide a success (a read time-out). None: it is known now that nothing happened."""
+    assert call.guard is not None
+    policy = call.guard.policy
+    if not isinstance(policy, OnAmbiguous):
+        verdict = yield from _reconcile(call, attempt, around)
+        if isinstance(verdict, Happened):
+            return (yield from _succeed(call, verdict.value, attempt, took, around))
+        if verdict is DID_NOT_HAPPEN:
+            return None
+    payload, rebuilt = around.roundtrip_error(error, f"the error of {call.where}")
+    name = type(error).__name__
+    doubt = (
+        f"guarded {call.where} of execution {around.execution_id} raised {name}: {error}. That may hide a success, so it "
+        f"is not tried again. If {name} always means that nothing happened, declare it: guarded(..., definite=({name},)). "
+        f"Look at the remote side (idempotency key {call.key.hex()}), then: celery durable resolve "
+        f"{around.execution_id} {call.place} --value JSON | --run | --fail"
+    )
+    entry = call.entry(EntryKind.ERROR, attempt=attempt, payload=payload, duration_us=took)
+    around.note_error(call, entry, doubt)
+    return Outcome(None, rebuilt, False, False, attempt)
+
+
+def _ambiguous(call: StepCall, attempts: int, reason: str, around: Surroundings) -> Steps:
+    """Nobody knows whether the effect happened: record that, and let the policy decide (G2)."""
+    assert call.guard is not None
+    policy = call.guard.policy
+    if policy is OnAmbiguous.SKIP:
+        value = None if call.guard.assumed is UNSET else call.guard.assumed
+        payload, again = around.roundtrip(value, f"the assumed value of {call.where}")
+        _audit(call, attempts, reason, "skip", around)
+        around.append(call.entry(EntryKind.SKIPPED, attempt=attempts, payload=payload), finishes=True)
+        yield Flush()
+        return Outcome(again, None, False, True, attempts)
+    if policy is OnAmbiguous.RERUN:
+        _audit(call, attempts, reason, "rerun", around)
+        return (yield from _rerun(call, attempts, around))
+    if policy is OnAmbiguous.FAIL:
+        _audit(call, attempts, reason, "fail", around)
+        yield Flush()
+        return _doubt(call, attempts, reason, around)
+    verdict = yield from _reconcile(call, attempts, around)
+    if isinstance(verdict, Happened):
+        _audit(call, attempts, reason, "reconcile: happened", around)
+        return (yield from _succeed(call, verdict.value, attempts, 0, around))
+    if verdict is DID_NOT_HAPPEN:
+        _audit(call, attempts, reason, "reconcile: did not happen", around)
+        return (yield from _rerun(call, attempts, around))
+    _audit(call, attempts, reason, f"reconcile: {_words(verdict)}", around)
+    yield Flush()
+    return _doubt(call, attempts, reason, around)
+
+
+def _rerun(call: StepCall, attempts: int, around: Surroundings) -> Steps:
+    # The key stays the one that was minted with the first intent. A global key is ours to use from here on: its
+    # guard row stays with the execution that inserted it.
+    call.global_key = False
+    return (yield from _try(call, attempts + 1, around))
+
+
+def _reconcile(call: StepCall, attempt: int, around: Surroundings) -> Generator[Action, Any, Any]:
+    """The verdict of the reconcile callable; what it raises, and any other answer, is UNKNOWN with a reason."""
+    assert call.guard is not None
+    value, error = yield Ask(call.handle(around.execution_id, attempt), call.guard.policy)  # type: ignore[arg-type]
+    if error is not None:
+        return error
+    if isinstance(value, Happened) or value is DID_NOT_HAPPEN or value is UNKNOWN:
+        return value
+    return TypeError(
+        f"the reconcile callable of {call.where} returned {value!r}; it must return Happened(value), DID_NOT_HAPPEN or "
+        "UNKNOWN"
+    )
+
+
+def _words(verdict: Any) -> str:
+    return "unknown" if verdict is UNKNOWN else f"unknown, it raised {type(verdict).__name__}: {verdict}"
+
+
+def _doubt(call: StepCall, attempts: int, reason: str, around: Surroundings) -> Outcome:
+    error = AmbiguousEffect(
+        f"guarded {call.where} of execution {around.execution_id} is in doubt: {reason}. Nobody knows whether its effect "
+        "happened, and its policy does not allow to guess. Look at the remote side (idempotency key "
+        f"{call.key.hex()}), then: celery durable resolve {around.execution_id} {call.place} --value JSON | --run | "
+        "--fail",
+        execution_id=around.execution_id,
+        step_id=call.place,
+        step=call.descriptor.name,
+        key=call.key,
+    )
+    payload, rebuilt = around.roundtrip_error(error, call.where)
+    around.note_error(call, call.entry(EntryKind.ERROR, attempt=attempts, payload=payload), error.message)
+    return Outcome(None, rebuilt, False, False, attempts)
+
+
+def _audit(call: StepCall, attempts: int, reason: str, decision: str, around: Surroundings) -> None:
+    payload, _ = around.roundtrip({"reason": reason, "decision": decision}, call.where)
+    around.append(call.entry(EntryKind.AUDIT, attempt=attempts, payload=payload))
+
+
+def _intent_preview(first: Journaled, around: Surroundings) -> str:
+    if first.kind != EntryKind.INTENT or first.codec is None or first.payload is None:
+        return f"arguments {short(first.fingerprint)}" if first.fingerprint else "unknown arguments"
+    return str(around.decode(StoredPayload(first.codec, first.payload), "the intent's preview"))
+
+
+def _rest_of_pause(
+    call: StepCall, recorded: Recorded, around: Surroundings, rows: list[Journaled]
+) -> Generator[Action, Any, None]:
+    """A crash does not shorten the back-off by more than the time it took to come back."""
+    retry = call.descriptor.retry
+    if retry is None or rows[-1].kind != EntryKind.ATTEMPT:
+        return
+    pause = retry.pause(recorded.attempts)
+    # The two clocks may disagree: never wait longer than the whole pause.
+    left = min(recorded.at / 1000 + pause - time.time(), pause)
+    if left > 0:
+        yield Pause(left)

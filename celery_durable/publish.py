@@ -1,0 +1,170 @@
+"""What happens when a message is published: the outbox, and messages that a body sends under its own id.
+
+The application's task sender is wrapped, for that is the one place through which every message goes: ``delay``,
+canvas, ``send_task``, beat and retries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import logging
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dateutil.parser import isoparse
+
+from . import envelope as envelopes
+from .faults import reached
+from .runtime import Runtime
+from .store.recovery import Published
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from .session import Session
+
+__all__ = ["Stash", "outbox_batch", "publish_stashed", "stashing", "wrap_sender"]
+
+logger = logging.getLogger(__name__)
+
+#: The delivery whose body runs here: messages under its own id are held back until its state is committed.
+stashing: ContextVar[Session | None] = ContextVar("celery_durable_session", default=None)
+#: Messages of an open :func:`outbox_batch`.
+_batch: ContextVar[list[tuple[Celery, Stash]] | None] = ContextVar("celery_durable_batch", default=None)
+
+
+@dataclass(frozen=True)
+class Stash:
+    """A message on its way to the broker, with everything its sender was given."""
+
+    name: str
+    message: Any
+    options: dict[str, Any]
+
+    @property
+    def retries(self) -> int:
+        return int(self.message.headers.get("retries") or 0)
+
+    def envelope(self, app: Celery) -> dict[str, Any]:
+        """The message as it is stored."""
+        return envelopes.from_message(self.message, self.options, app)
+
+    def delay_ms(self) -> int:
+        """Milliseconds until the message's ETA; 0 without one."""
+        eta = self.message.headers.get("eta")
+        if not eta:
+            return 0
+        when = isoparse(eta) if isinstance(eta, str) else eta
+        if when.tzinfo is None:
+            when = when.replace(tzinfo=dt.timezone.utc)
+        return max(0, int((when - dt.datetime.now(dt.timezone.utc)).total_seconds() * 1000))
+
+    def published(self, app: Celery, runtime: Runtime) -> Published:
+        """The row that the outbox writes."""
+        packed = envelopes.pack(self.envelope(app), runtime.envelope_codec)
+        return Published(self.message.headers["id"], self.name, self.retries, packed, self.delay_ms())
+
+    def send(self, app: Celery, pk: int, original: Callable[..., Any], producer: Any) -> Any:
+        """Hand it to the broker, with the key of its row."""
+        self.message.headers[envelopes.PK_HEADER] = str(pk)
+        return original(producer, self.name, self.message, **self.options)
+
+
+def is_durable(app: Celery, name: str) -> bool:
+    """Whether this process knows the task and it is a durable one."""
+    from .task import DurableTask
+
+    return isinstance(app.tasks.get(name), DurableTask)
+
+
+def wrap_sender(app: Celery, original: Callable[..., Any]) -> Callable[..., Any]:
+    """The task sender of an app, with the outbox in front of it."""
+
+    def send_task_message(producer: Any, name: str, message: Any, **options: Any) -> Any:
+        if envelopes.PK_HEADER in message.headers or not is_durable(app, name):
+            return original(producer, name, message, **options)
+        stash = Stash(name, message, options)
+        session = stashing.get()
+        if session is not None and message.headers.get("id") == session.request.id:
+            session.stash = stash
+            return None
+        runtime = Runtime.of(app)
+        if not runtime.settings.outbox:
+            return original(producer, name, message, **options)
+        batch = _batch.get()
+        if batch is not None:
+            batch.append((app, stash))
+            return None
+        reached("outbox.before_record")
+        [pk] = runtime.recovery.publish([stash.published(app, runtime)])
+        reached("outbox.after_record")
+        return _send_recorded(app, stash, pk, original, producer)
+
+    send_task_message.past_outbox = original  # type: ignore[attr-defined]
+    return send_task_message
+
+
+def _send_recorded(app: Celery, stash: Stash, pk: int, original: Callable[..., Any], producer: Any) -> Any:
+    """Send a message whose row is committed: if the broker fails now, recovery sends it later."""
+    try:
+        return stash.send(app, pk, original, producer)
+    except Exception as error:
+        if not isinstance(error, _broker_errors(app)):
+            raise
+        logger.warning(
+            "the broker did not take %s[%s] (%s: %s); it is recorded and will be sent by recovery",
+            stash.name,
+            stash.message.headers["id"],
+            type(error).__name__,
+            error,
+        )
+        return None
+
+
+def _broker_errors(app: Celery) -> tuple[type[BaseException], ...]:
+    from kombu.exceptions import OperationalError
+
+    connection = app.connection_for_write()
+    return (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors)
+
+
+def past_outbox(app: Celery) -> Callable[..., Any]:
+    """The sender of an app, without the outbox."""
+    sender = app.amqp.send_task_message
+    return getattr(sender, "past_outbox", sender)  # type: ignore[no-any-return]
+
+
+def publish_stashed(app: Celery, stash: Stash, pk: int, runtime: Runtime) -> None:
+    """Send a message that was held back until its execution was committed; recovery is the safety net."""
+    with app.producer_or_acquire() as producer:
+        _send_recorded(app, stash, pk, past_outbox(app), producer)
+
+
+@contextlib.contextmanager
+def outbox_batch() -> Iterator[None]:
+    """Record all durable messages published inside with one commit, and send them at the end.
+
+    Needs ``durable_outbox``. Leaving with an exception records and sends nothing.
+
+    :raises JournalUnavailable: when they could not be recorded; then none was accepted.
+    """
+    messages: list[tuple[Celery, Stash]] = []
+    token = _batch.set(messages)
+    try:
+        yield
+    finally:
+        _batch.reset(token)
+    by_app: dict[int, list[tuple[Celery, Stash]]] = {}
+    for app, stash in messages:
+        by_app.setdefault(id(app), []).append((app, stash))
+    for group in by_app.values():
+        app = group[0][0]
+        runtime = Runtime.of(app)
+        keys = runtime.recovery.publish([stash.published(app, runtime) for _, stash in group])
+        original = past_outbox(app)
+        with app.producer_or_acquire() as producer:
+            for pk, (_, stash) in zip(keys, group):
+                _send_recorded(app, stash, pk, original, producer)

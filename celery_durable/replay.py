@@ -1,0 +1,202 @@
+"""The cursor over a journal, and what its entries say.
+
+A cursor belongs to one scope (the body, or one branch of a parallel scope) and reads it in segments, so that
+memory depends on the segment and not on the length of the journal.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from .effects import Effect
+from .errors import JournalCorrupted
+from .store.records import EFFECT_OF_CODE, EffectCode, EntryKind, Journaled, StoredPayload
+
+__all__ = ["SEGMENT", "Past", "Recorded", "ReplayCursor", "fold", "is_scope"]
+
+#: Entries per read.
+SEGMENT: Final = 100
+
+#: Reads up to ``rows`` entries of one scope from a position on, in order.
+Load = Callable[[int, int], Sequence[Journaled]]
+
+
+class Past(enum.Enum):
+    """What the entries of a position come to."""
+
+    #: An intent without a result: nobody knows.
+    OPEN = "open"
+    #: Tries failed in a known way, or an operator said "run it": the step may be tried.
+    TRY = "try"
+    #: Ambiguous, and left to an operator who has not decided yet.
+    UNDECIDED = "undecided"
+    DONE = "done"
+    ERROR = "error"
+    SKIPPED = "skipped"
+    LOST = "lost"
+    SCOPE = "scope"
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The entries of one position, folded."""
+
+    past: Past
+    name: str
+    effect: Effect | None
+    fingerprint: bytes | None
+    key: bytes | None
+    #: Tries made so far.
+    attempts: int
+    #: Number of the next entry at this position.
+    next_entry: int
+    #: The deciding entry's payload.
+    payload: StoredPayload | None
+    #: ms since the epoch, UTC: when the deciding entry was written.
+    at: int
+
+
+_MEANING: Final = {
+    EntryKind.INTENT: Past.OPEN,
+    EntryKind.ATTEMPT: Past.TRY,
+    EntryKind.RUN_AGAIN: Past.TRY,
+    EntryKind.AUDIT: Past.UNDECIDED,
+    EntryKind.RESULT: Past.DONE,
+    EntryKind.ERROR: Past.ERROR,
+    EntryKind.SKIPPED: Past.SKIPPED,
+    EntryKind.LOST: Past.LOST,
+    EntryKind.SCOPE: Past.SCOPE,
+    EntryKind.SCOPE_END: Past.SCOPE,
+}
+
+
+def is_scope(rows: Sequence[Journaled]) -> bool:
+    """True when a position holds a parallel scope and no step."""
+    return rows[0].kind in (EntryKind.SCOPE, EntryKind.SCOPE_END)
+
+
+def fold(rows: Sequence[Journaled]) -> Recorded:
+    """What the entries of one position say together.
+
+    :raises JournalCorrupted: when they contradict each other.
+    """
+    first, last = rows[0], rows[-1]
+    where = f"position {_place(first)} of generation {first.generation}"
+    try:
+        past = _MEANING[EntryKind(last.kind)]
+        effect = None if first.effect is None else EFFECT_OF_CODE[EffectCode(first.effect)]
+    except (ValueError, KeyError):
+        raise JournalCorrupted(
+            f"{where} has an entry of kind {last.kind} and effect {first.effect}, which this version does not know. "
+            "The journal was written by a newer version, or its row was changed from outside."
+        ) from None
+    for row in rows:
+        if row.name != first.name or row.fingerprint != first.fingerprint or row.effect != first.effect:
+            raise JournalCorrupted(
+                f"the entries of {where} name different steps ({first.name!r} and {row.name!r}). A row was changed "
+                "from outside; nothing was run."
+            )
+    payload = None if last.codec is None or last.payload is None else StoredPayload(last.codec, last.payload)
+    return Recorded(
+        past=past,
+        name=first.name,
+        effect=effect,
+        fingerprint=first.fingerprint,
+        key=next((row.key for row in rows if row.key is not None), None),
+        attempts=max(row.attempt for row in rows),
+        next_entry=last.entry + 1,
+        payload=payload,
+        at=last.at,
+    )
+
+
+def _place(row: Journaled) -> str:
+    return f"{row.scope}/{row.position}" if row.scope else str(row.position)
+
+
+class ReplayCursor:
+    """Hands out the journal's entries by position, reading ahead one segment at a time.
+
+    Positions may be taken out of order (coroutines do): what was read and not taken is kept. Safe to use from
+    several threads.
+
+    :param load: reads entries of this scope.
+    :param expand: turns a checkpoint row into the rows that it stands for.
+    :param empty: True where the scope is known to hold nothing: then nothing is read.
+    """
+
+    def __init__(
+        self, load: Load, *, expand: Callable[[Journaled], Sequence[Journaled]], empty: bool, segment: int = SEGMENT
+    ) -> None:
+        self._load = load
+        self._expand = expand
+        self._segment = segment
+        self._groups: dict[int, list[Journaled]] = {}
+        #: Everything below this position has been read.
+        self._read_to = 0
+        self._exhausted = empty
+        self._lock = threading.Lock()
+        #: Positions handed out.
+        self.taken = 0
+
+    def take(self, position: int) -> list[Journaled] | None:
+        """The entries at ``position``, once; None when there are none."""
+        rows = self._groups.pop(position, None)
+        if rows is None:
+            if self._exhausted or position < self._read_to:
+                return None
+            self._read(position)
+            rows = self._groups.pop(position, None)
+            if rows is None:
+                return None
+        self.taken += 1
+        return rows
+
+    def has(self, position: int) -> bool:
+        """Whether there are entries at ``position`` or beyond it."""
+        if any(p >= position for p in self._groups):
+            return True
+        if self._exhausted:
+            return False
+        self._read(position)
+        return any(p >= position for p in self._groups)
+
+    def ready(self, position: int) -> bool:
+        """True when :meth:`take` of ``position`` needs no database."""
+        return self._exhausted or position < self._read_to
+
+    def first_left(self, position: int) -> list[Journaled] | None:
+        """The first entries at or beyond ``position``; they stay."""
+        if not self.has(position):
+            return None
+        return self._groups[min(p for p in self._groups if p >= position)]
+
+    def _read(self, position: int) -> None:
+        with self._lock:
+            while not self._exhausted and self._read_to <= position:
+                self._read_segment()
+
+    def _read_segment(self) -> None:
+        limit = self._segment
+        while True:
+            rows = self._load(self._read_to, limit)
+            full = len(rows) == limit
+            # The last position may have been cut in two: leave it to the next read.
+            cut = rows[-1].position if full else None
+            if not full or rows[0].position != cut:
+                break
+            limit *= 2  # one position alone fills the segment
+        end = self._read_to
+        for row in rows:
+            if row.position == cut:
+                break
+            for one in self._expand(row) if row.kind == EntryKind.CHECKPOINT else (row,):
+                self._groups.setdefault(one.position, []).append(one)
+                end = max(end, one.position + 1)
+        self._read_to = end
+        if not full:
+            self._exhausted = True

@@ -1,0 +1,284 @@
+"""One run of a body by this owner: its buffer, its codec, its sticky errors. Knows no SQL and no Celery."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .codec import Codec
+from .control import Park
+from .errors import DurableError, GuardConflict, JournalUnavailable, LeaseLost, StepLimitExceeded
+from .prior import Prior
+from .replay import Recorded
+from .store.journal import Journal
+from .store.records import Batch, Entry, EntryKind, Fence, GuardHolder, Journaled, Opened, StoredPayload
+from .writer import ExecutionBuffer, JournalWriter
+
+if TYPE_CHECKING:
+    from .protocol import StepCall
+
+__all__ = ["Counters", "Limits", "PendingError", "Run"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a run may use up."""
+
+    max_steps: int = 10_000
+    #: Seconds.
+    lease_timeout: float = 30.0
+
+
+@dataclass
+class Counters:
+    """What happened in one run, for the log and the tests of users."""
+
+    #: Steps answered from the journal.
+    replayed: int = 0
+    #: Operations called.
+    called: int = 0
+    #: Guarded steps answered from the journal, an earlier generation, or by SKIP.
+    guarded_skipped: int = 0
+    #: Commits that were given up because the journal was unavailable (``durable_on_unavailable = "degrade"``).
+    degraded: int = 0
+
+
+class PendingError(NamedTuple):
+    """A step's exception that the body may or may not handle."""
+
+    scope: str
+    position: int
+    entry: Entry
+    #: Why nobody knows whether the effect happened; None where that is known.
+    doubt: str | None
+
+
+class Run:
+    """What the rules of a step need from the execution around it; see :class:`~.protocol.Surroundings`."""
+
+    def __init__(
+        self,
+        execution_id: str,
+        opened: Opened,
+        *,
+        namespace: str,
+        journal: Journal,
+        writer: JournalWriter,
+        codec: Codec,
+        limits: Limits,
+        degrade: Callable[[JournalUnavailable], bool] = lambda error: False,
+    ) -> None:
+        self.execution_id = execution_id
+        self.namespace = namespace
+        self.opened = opened
+        self.generation = opened.generation
+        self.codec = codec
+        self.limits = limits
+        self.counters = Counters()
+        self.buffer = ExecutionBuffer(opened.fence, opened.generation, time.monotonic())
+        #: What every further request gets: the body has lost its right to go on.
+        self.sticky: BaseException | None = None
+        #: Steps that the body handed back an error for, and that are not journaled yet.
+        self.pending: list[PendingError] = []
+        self.patches: dict[str, bool] = {}
+        self.scopes: set[str] = set()
+        self._journal = journal
+        self._writer = writer
+        self._degrade = degrade
+        self._prior: Prior | None = None
+        self._lock = threading.Lock()
+        self._steps = 0
+
+    # -- appending and committing ---------------------------------------------------------------------------
+
+    @property
+    def fence(self) -> Fence:
+        return self.opened.fence
+
+    def append(self, entry: Entry, *, finishes: bool = False) -> None:
+        if self.buffer.degraded:
+            return
+        try:
+            self._writer.append(self.buffer, entry, finishes=finishes)
+        except DurableError as error:
+            raise self.stuck(error) from None
+
+    def flush(self) -> None:
+        """Everything appended is committed, or the run is over."""
+        if self.buffer.degraded:
+            return
+        try:
+            self._writer.flush(self.buffer)
+        except JournalUnavailable as error:
+            self._unavailable(error)
+        except LeaseLost as error:
+            raise self.stuck(error) from None
+
+    def claim(self, intent: Entry) -> GuardHolder | None:
+        """Commit the intent of a global key, unless somebody holds the key."""
+        if self.buffer.degraded:
+            return None
+        self.flush()
+        try:
+            answer = self._journal.append_global(Batch(self.fence, self.generation, ()), intent)
+        except JournalUnavailable as error:
+            self._unavailable(error)
+            return None
+        if isinstance(answer, Fence):
+            raise self.stuck(LeaseLost("another owner took the execution over; the guarded step was not started."))
+        self.buffer.verified_at = time.monotonic()
+        return answer
+
+    def assure_lease(self) -> None:
+        """Right before a guarded operation starts: is the lease still ours?
+
+        The intent's commit said so a moment ago, unless this process was stopped in between (G3).
+        """
+        if self.buffer.degraded or time.monotonic() - self.buffer.verified_at < self.limits.lease_timeout / 2:
+            return
+        before = time.monotonic()
+        try:
+            held = self._journal.verify(self.fence)
+        except JournalUnavailable as error:
+            self._unavailable(error)
+            return
+        if not held:
+            raise self.stuck(LeaseLost("another owner took the execution over; the guarded step was not started."))
+        self.buffer.verified_at = before
+
+    def _unavailable(self, error: JournalUnavailable) -> None:
+        if not self._degrade(error):
+            raise self.stuck(error)
+        # The rest of this run is not durable; what was buffered is given up.
+        self.buffer.degraded = True
+        self.buffer.failure = None
+        self.counters.degraded += 1
+
+    def stuck(self, error: BaseException) -> BaseException:
+        """Remember why the body must not go on: catching it once does not make it go away."""
+        if self.sticky is None:
+            self.sticky = error
+        return self.sticky
+
+    def check(self) -> None:
+        """Refuse when the body must not go on."""
+        if self.sticky is not None:
+            raise self.sticky
+
+    # -- values ---------------------------------------------------------------------------------------------
+
+    def roundtrip(self, value: Any, where: str) -> tuple[StoredPayload, Any]:
+        payload, again = self.codec.roundtrip(value, where)
+        return StoredPayload(*payload), again
+
+    def roundtrip_error(self, error: BaseException, where: str) -> tuple[StoredPayload, Exception]:
+        payload = StoredPayload(*self.codec.encode_error(error, where))
+        rebuilt = self.decode_error(payload, where)
+        rebuilt.__traceback__ = error.__traceback__
+        return payload, rebuilt
+
+    def decode(self, payload: StoredPayload | None, where: str) -> Any:
+        return None if payload is None else self.codec.decode(payload.codec, payload.data, where)
+
+    def decode_error(self, payload: StoredPayload | None, where: str) -> Exception:
+        assert payload is not None
+        error = self.codec.decode_error(payload.codec, payload.data, where)
+        return error if isinstance(error, Exception) else RuntimeError(repr(error))
+
+    # -- errors that the body may handle --------------------------------------------------------------------
+
+    def note_error(self, call: StepCall, entry: Entry, doubt: str | None = None) -> None:
+        """The body gets this step's exception: it is journaled only if the body goes on."""
+        with self._lock:
+            self.pending.append(PendingError(call.scope, call.position, entry, doubt))
+
+    def settle_errors(self, scope: str | None, before: int = 0) -> None:
+        """The body has handled what went wrong earlier in ``scope`` (None: anywhere), for it goes on."""
+        if not self.pending:
+            return
+        with self._lock:
+            handled = [e for e in self.pending if scope is None or _within(e, scope, before)]
+            self.pending = [e for e in self.pending if e not in handled]
+        for item in handled:
+            self.append(item.entry, finishes=True)
+
+    def doubts(self) -> list[PendingError]:
+        """Guarded steps whose effect is in doubt, and that the body has not handled."""
+        return [e for e in self.pending if e.doubt is not None]
+
+    def must_park(self, error: GuardConflict) -> None:
+        self.stuck(Park(error.message))
+
+    # -- guarded steps of earlier generations ---------------------------------------------------------------
+
+    @property
+    def prior(self) -> Prior:
+        """Read once, and only where there are earlier generations."""
+        with self._lock:
+            if self._prior is None:
+                rows: Sequence[Journaled] = ()
+                if self.generation > self.opened.base_generation:
+                    rows = self._journal.guarded(self.fence.pk, self.opened.base_generation, self.generation)
+                self._prior = Prior(rows, self.generation)
+            return self._prior
+
+    def earlier(self, call: StepCall) -> tuple[int, Recorded, Journaled] | None:
+        return self.prior.claim(call.key, call.descriptor.name, call.fingerprint)
+
+    def conflicting(self, call: StepCall) -> tuple[int, Recorded, Journaled] | None:
+        return self.prior.conflict(call.descriptor.name) if call.descriptor.key is None else None
+
+    # -- reading and limits ---------------------------------------------------------------------------------
+
+    def load(self, scope: str, position: int, rows: int) -> Sequence[Journaled]:
+        try:
+            return self._journal.segment(self.fence.pk, self.generation, scope, position, rows)
+        except JournalUnavailable as error:
+            raise self.stuck(error) from None
+
+    def fold(self, batch: Batch, places: Sequence[tuple[str, int]]) -> bool:
+        """Replace journaled steps by a checkpoint; False when the lease is lost."""
+        try:
+            return self._journal.fold(batch, places)
+        except JournalUnavailable as error:
+            raise self.stuck(error) from None
+
+    def recorded_scopes(self) -> set[str]:
+        """Paths of all branches that the journal of this generation knows."""
+        try:
+            return {path for path in self._journal.scopes(self.fence.pk, self.generation) if not path.startswith("#")}
+        except JournalUnavailable as error:
+            raise self.stuck(error) from None
+
+    def count_step(self, name: str) -> int:
+        """Count a request of the body.
+
+        :raises StepLimitExceeded: beyond ``durable_max_steps``.
+        """
+        self._steps += 1
+        if self._steps > self.limits.max_steps:
+            raise StepLimitExceeded(
+                f"execution {self.execution_id} asks for more than {self.limits.max_steps} steps (durable_max_steps), "
+                f"the last one is {name!r}. Split the work into several tasks, put more work into one step, or raise the "
+                "setting."
+            )
+        return self._steps
+
+    def abort_entry(self, reason: str) -> Entry:
+        """The entry that closes a generation."""
+        payload, _ = self.roundtrip(reason, "the reason of the restart")
+        return Entry("#aborted", 0, 0, EntryKind.ABORTED, None, "aborted", payload=payload)
+
+
+def _within(item: PendingError, scope: str, before: int) -> bool:
+    """True for an error that lies in ``scope`` before a position, or in a branch that began there."""
+    if item.scope == scope:
+        return item.position < before
+    prefix = f"{scope}/" if scope else ""
+    if not item.scope.startswith(prefix):
+        return False
+    head = item.scope[len(prefix) :].split("/", 1)[0]
+    return int(head.split(".", 1)[0]) < before

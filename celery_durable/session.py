@@ -1,0 +1,467 @@
+"""From a Celery message to an execution and back: opens the lease, runs the body, ends the execution.
+
+How a body ends decides what is committed and what Celery is told:
+
+====================  ==========================================  =====================================
+the body              the execution                               Celery
+====================  ==========================================  =====================================
+returns               completed, outcome committed                the value
+raises                failed, outcome committed                   the exception
+retries               suspended until the retry is due            ``Retry``; the message is sent after
+is suspended          suspended                                   ``Ignore``: acknowledged, no result
+is in doubt           parked as ambiguous                         ``Ignore``, state ``AMBIGUOUS``
+diverges              next generation, at once                    nothing
+loses its lease       somebody else's                             ``Ignore``
+is interrupted        given back                                  the interruption
+====================  ==========================================  =====================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import inspect
+import logging
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from celery.exceptions import Ignore, Reject, Retry
+
+from . import envelope as envelopes
+from .context import DurableContext
+from .control import Park, Suspend
+from .current import active
+from .errors import ConfigurationError, JournalUnavailable, LeaseLost, PayloadError, ReplayDivergence
+from .faults import reached
+from .outcome import pack_error, pack_value, restore
+from .postpone import postpone
+from .publish import Stash, publish_stashed, stashing
+from .run import Run
+from .runtime import Runtime
+from .signals import park as announce_parked
+from .store.records import Batch, Closed, Entry, EntryKind, Opened, OpenRequest, Refusal, Refused, State, StoredPayload
+
+if TYPE_CHECKING:
+    from celery import Task
+
+__all__ = ["Session", "current_session"]
+
+logger = logging.getLogger(__name__)
+
+
+class Session:
+    """One delivery of a message of a durable task."""
+
+    def __init__(self, task: Task[Any, Any], request: Any) -> None:
+        self.task = task
+        self.request = request
+        self.runtime = Runtime.of(task.app)
+        self.run: Run | None = None
+        #: The message that the body sent under its own id: its retry, or what replaces it.
+        self.stash: Stash | None = None
+        self._owner = self.runtime.new_owner()
+
+    @property
+    def eager(self) -> bool:
+        return bool(self.request.is_eager)
+
+    # -- opening --------------------------------------------------------------------------------------------
+
+    def execute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the task's body durably, or answer its message without running it."""
+        name = f"{self.task.name}[{self.request.id}]"
+        reached("task.before_open")
+        try:
+            answer = self.runtime.ownership.open(self._open_request())
+        except JournalUnavailable as error:
+            return self._without_journal(error, args, kwargs)
+        reached("task.after_open")
+        if isinstance(answer, Refused):
+            self._refuse(answer, name)
+        if isinstance(answer, Closed):
+            return self._return_again(answer, name)
+        if answer.taken_over:
+            logger.warning("%s is taken over from an owner that died (take-over %d)", name, answer.attempts)
+        return self._run(answer, args, kwargs)
+
+    def _open_request(self) -> OpenRequest:
+        pk = self.request.__dict__.get(envelopes.PK_HEADER)
+        envelope = None
+        if pk is None and not self.eager:
+            message = envelopes.from_request(self.task, self.request)
+            envelope = envelopes.pack(message, self.runtime.envelope_codec)
+        if self.request.id is None:
+            raise ConfigurationError(f"a message of task {self.task.name!r} has no id; a durable execution needs one.")
+        return OpenRequest(
+            id=str(self.request.id),
+            task=self.task.name,
+            owner=self._owner,
+            retries=int(self.request.retries or 0),
+            envelope=envelope,
+            pk=int(pk) if pk is not None else None,
+            recoverable=not self.eager,
+        )
+
+    def _refuse(self, answer: Refused, name: str) -> None:
+        if answer.why is Refusal.QUARANTINED:
+            reason = (
+                f"its owners died or lost their leases more than durable_max_attempts="
+                f"{self.runtime.settings.max_attempts} times"
+            )
+            self._tell_parked(State.QUARANTINED, reason)
+        else:
+            logger.info("a message of %s is dropped: %s (state %s)", name, _WHY[answer.why], answer.state)
+        raise Ignore
+
+    def _return_again(self, answer: Closed, name: str) -> Any:
+        logger.info("%s had ended (%s); its outcome is returned again", name, answer.state)
+        self.deterministic_callbacks()
+        self.runtime.returning[self.request.id] = answer.pk
+        return restore(self.runtime, answer, name)
+
+    def _without_journal(self, error: JournalUnavailable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._degrade(error):
+            return self._drive(args, kwargs)
+        if self.eager:
+            raise error
+        postpone(self, error)
+        raise Ignore
+
+    def before_retry(self) -> None:
+        """The body asks for a retry.
+
+        :raises Park: a guarded effect is in doubt; trying again could repeat it.
+        :raises JournalUnavailable: the journal cannot be reached; the message comes back without counting as a retry.
+        """
+        run = self.run
+        if run is None:
+            return
+        run.check()
+        doubts = run.doubts()
+        if doubts:
+            raise Park("\n".join(item.doubt or "" for item in doubts))
+
+    def _degrade(self, error: JournalUnavailable) -> bool:
+        if self.runtime.settings.on_unavailable != "degrade":
+            return False
+        self.runtime.degraded_runs += 1
+        logger.warning(
+            "%s[%s] goes on WITHOUT durability (durable_on_unavailable = 'degrade'; run %d of this process): %s",
+            self.task.name,
+            self.request.id,
+            self.runtime.degraded_runs,
+            error,
+        )
+        return True
+
+    # -- running --------------------------------------------------------------------------------------------
+
+    def _run(self, opened: Opened, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        while True:
+            self.run = run = self._new_run(opened)
+            context = DurableContext(run, logger_name=self.task.name)
+            self.runtime.keeper.hold(run.buffer)
+            try:
+                return self._attempt(context, run, args, kwargs)
+            except ReplayDivergence as error:
+                opened = self._diverged(run, error)
+            finally:
+                context._close()
+                self.runtime.keeper.drop(run.buffer)
+                if run.counters.replayed:
+                    logger.info(
+                        "%s[%s] replayed %d steps, %d guarded ones skipped, %d called",
+                        self.task.name,
+                        self.request.id,
+                        run.counters.replayed,
+                        run.counters.guarded_skipped,
+                        run.counters.called,
+                    )
+
+    def _new_run(self, opened: Opened) -> Run:
+        runtime = self.runtime
+        return Run(
+            str(self.request.id),
+            opened,
+            namespace=runtime.settings.namespace,
+            journal=runtime.journal,
+            writer=runtime.writer,
+            codec=runtime.codec,
+            limits=runtime.limits,
+            degrade=self._degrade,
+        )
+
+    def _attempt(self, context: DurableContext, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One pass through the body; every way out of it ends here."""
+        token = active.set(context._enter())
+        stashing.set(self)
+        try:
+            context._load_patches()
+            self.deterministic_callbacks()
+            reached("task.before_body")
+            value = self._drive(args, kwargs)
+            context._ended()
+        except BaseException as error:
+            # What took the body's right to go on outweighs whatever it raised after that.
+            error = run.sticky or error
+            self._left(run, error)
+            raise self._verdict(error) from error
+        else:
+            return self._complete(run, value)
+        finally:
+            stashing.set(None)
+            active.reset(token)
+
+    def _drive(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        value = self.task.run(*args, **kwargs)
+        return asyncio.run(value) if inspect.iscoroutine(value) else value
+
+    def deterministic_callbacks(self) -> None:
+        """Callbacks get ids that a second dispatch repeats, so that durable ones among them run once."""
+        request = self.request
+        for kind in ("callbacks", "errbacks"):
+            for number, signature in enumerate(getattr(request, kind, None) or ()):
+                if not isinstance(signature, dict) or signature.get("subtask_type") is not None:
+                    continue
+                options = signature.setdefault("options", {})
+                if not options.get("task_id"):
+                    name = f"celery_durable:{request.id}:{kind}:{number}"
+                    options["task_id"] = str(uuid.uuid5(uuid.NAMESPACE_OID, name))
+
+    # -- ways out -------------------------------------------------------------------------------------------
+
+    def _complete(self, run: Run, value: Any) -> Any:
+        if run.buffer.degraded:
+            return value
+        try:
+            outcome = pack_value(self.runtime, self.task, value)
+        except PayloadError as error:
+            self._left(run, error)
+            raise
+        try:
+            self._finish(run, State.COMPLETED, outcome)
+        except (JournalUnavailable, LeaseLost) as error:
+            if isinstance(error, JournalUnavailable) and self._degrade(error):
+                return value
+            self._left(run, error)
+            raise self._verdict(error) from error
+        return value
+
+    def _finish(self, run: Run, state: State, outcome: StoredPayload | None, *, dispatched: bool = False) -> None:
+        told = dispatched or self.eager
+        reached("task.before_outcome")
+        self._commit(
+            run,
+            lambda batch: self.runtime.ownership.finish(batch, self._owner, state, outcome, dispatched=told),
+        )
+        if not told:
+            self.runtime.returning[self.request.id] = run.fence.pk
+        reached("task.after_outcome")
+
+    def _commit(self, run: Run, settle: Any) -> None:
+        """Commit what is left of the journal together with a new state."""
+        batch = self.runtime.writer.drain(run.buffer)
+        try:
+            settle(batch)
+        except JournalUnavailable:
+            self.runtime.writer.give_back(run.buffer, dataclasses.replace(batch, again=True))
+            raise
+
+    def _left(self, run: Run, error: BaseException) -> None:
+        """The body was left by ``error``: bring the execution into the state that belongs to it.
+
+        :raises ReplayDivergence: for the loop around it to start the next generation.
+        """
+        if isinstance(error, ReplayDivergence):
+            raise error
+        if run.buffer.degraded:
+            return
+        try:
+            self._settle(run, error)
+        except LeaseLost as lost:
+            run.stuck(lost)
+            logger.warning("%s[%s]: %s", self.task.name, self.request.id, lost)
+        except JournalUnavailable as unavailable:
+            run.stuck(unavailable)
+            self._abandon(run)
+            if not isinstance(error, Exception):
+                return
+            if not self.eager:
+                postpone(self, unavailable)
+
+    def _settle(self, run: Run, error: BaseException) -> None:
+        ownership = self.runtime.ownership
+        owner = self._owner
+        if isinstance(error, LeaseLost):
+            raise error
+        if isinstance(error, JournalUnavailable):
+            raise error
+        if isinstance(error, Suspend):
+            self._show("SUSPENDED", {"until": None})
+            delay = int(error.delay * 1000)
+            self._commit(run, lambda b: ownership.suspend(b, owner, delay_ms=delay, retries=run.opened.retries))
+        elif isinstance(error, (Exception, Park)) and run.doubts():
+            self._park_doubts(run)
+        elif isinstance(error, Park):
+            self._park(run, State.AMBIGUOUS, error.reason)
+        elif isinstance(error, Retry):
+            self._retry(run, error)
+        elif isinstance(error, Ignore):
+            self._replace(run)
+        elif isinstance(error, Reject):
+            if error.requeue:
+                self._commit(run, lambda b: ownership.release(b, owner))
+            else:
+                self._finish(run, State.FAILED, pack_error(self.runtime, error), dispatched=True)
+        elif isinstance(error, Exception) and not _is_interruption(error):
+            self._finish(run, State.FAILED, pack_error(self.runtime, error))
+        else:
+            self._give_back(run)
+
+    def _verdict(self, error: BaseException) -> BaseException:
+        """What Celery is told."""
+        run = self.run
+        assert run is not None
+        sticky = run.sticky
+        if isinstance(sticky, JournalUnavailable) and self.eager:
+            return sticky
+        if sticky is not None or isinstance(error, (Suspend, Park, LeaseLost)):
+            return Ignore()
+        if isinstance(error, Exception) and run.doubts():
+            return Ignore()
+        return error
+
+    def _give_back(self, run: Run) -> None:
+        """The process is being ended, or the body was killed: let another worker go on at once."""
+        logger.warning("%s[%s] was interrupted; it is given back", self.task.name, self.request.id)
+        self._commit(run, lambda b: self.runtime.ownership.release(b, self._owner, recoverable=not self.eager))
+
+    def _retry(self, run: Run, error: Retry) -> None:
+        ownership, owner, runtime = self.runtime.ownership, self._owner, self.runtime
+        stash = self.stash
+        if stash is None:
+            # Eager (Celery runs the retry itself), or a Retry that the user raised and nobody has sent.
+            retries = run.opened.retries + (1 if self.eager else 0)
+            delay = None if self.eager else int(_seconds(error.when) * 1000)
+            self._commit(run, lambda b: ownership.suspend(b, owner, delay_ms=delay, retries=retries))
+            return
+        packed = envelopes.pack(stash.envelope(self.task.app), runtime.envelope_codec)
+        # Recovery sends it again if it has not started a lease after it was due.
+        delay = stash.delay_ms() + runtime.settings.lease_ms
+        self._commit(run, lambda b: ownership.suspend(b, owner, delay_ms=delay, retries=stash.retries, envelope=packed))
+        reached("task.after_retry_commit")
+        publish_stashed(self.task.app, stash, run.fence.pk, runtime)
+
+    def _replace(self, run: Run) -> None:
+        """``Task.replace`` goes on as another task under the same id; any other ``Ignore`` ends the execution."""
+        stash = self.stash
+        if stash is None:
+            self._finish(run, State.COMPLETED, None, dispatched=True)
+            return
+        packed = envelopes.pack(stash.envelope(self.task.app), self.runtime.envelope_codec)
+        delay = stash.delay_ms() + self.runtime.settings.lease_ms
+        self._commit(
+            run,
+            lambda b: self.runtime.ownership.suspend(
+                b, self._owner, delay_ms=delay, retries=stash.retries, envelope=packed, task=stash.name
+            ),
+        )
+        publish_stashed(self.task.app, stash, run.fence.pk, self.runtime)
+
+    # -- parking --------------------------------------------------------------------------------------------
+
+    def _park_doubts(self, run: Run) -> None:
+        doubts = run.doubts()
+        for item in doubts:
+            payload, _ = run.roundtrip({"reason": item.doubt, "decision": "parked"}, "the reason of the doubt")
+            run.append(item.entry._replace(kind=EntryKind.AUDIT, payload=payload))
+        self._park(run, State.AMBIGUOUS, "\n".join(item.doubt or "" for item in doubts))
+
+    def _park(self, run: Run, state: State, reason: str, *entries: Entry) -> None:
+        for entry in entries:
+            run.append(entry)
+        self._show(state.value.upper(), {"reason": reason})
+        self._commit(
+            run, lambda b: self.runtime.ownership.park(b, self._owner, state, StoredPayload(0, reason.encode()))
+        )
+        self._tell_parked(state, reason)
+
+    def _tell_parked(self, state: State, reason: str) -> None:
+        announce_parked(self.task, str(self.request.id), state, reason)
+
+    def _show(self, state: str, meta: dict[str, Any]) -> None:
+        """Let ``AsyncResult.state`` say it; it is no ready state, so ``get()`` goes on waiting."""
+        if self.eager:
+            return
+        try:
+            self.task.update_state(task_id=self.request.id, state=state, meta=meta)
+        except Exception as error:
+            logger.warning("the result backend was not told that %s is %s: %s", self.request.id, state, error)
+
+    # -- divergence -----------------------------------------------------------------------------------------
+
+    def _diverged(self, run: Run, error: ReplayDivergence) -> Opened:
+        """Start the next generation, or park.
+
+        :raises Ignore: when the message is done with.
+        """
+        try:
+            if self.runtime.settings.on_divergence == "park":
+                run.sticky = None
+                self._park(run, State.QUARANTINED, str(error), run.abort_entry(str(error)))
+                raise Ignore
+            logger.warning("%s\n  The body starts anew in generation %d.", error, run.generation + 1)
+            batch = self.runtime.writer.drain(run.buffer)
+            # What was buffered after the last agreed step belongs to no generation.
+            kept = Batch(batch.fence, batch.generation, ())
+            generation = self.runtime.ownership.restart(kept, run.abort_entry(str(error)))
+        except LeaseLost as lost:
+            logger.warning("%s[%s]: %s", self.task.name, self.request.id, lost)
+            raise Ignore from lost
+        except JournalUnavailable as unavailable:
+            run.stuck(unavailable)
+            self._abandon(run)
+            if self.eager:
+                raise
+            postpone(self, unavailable)
+            raise Ignore from unavailable
+        return dataclasses.replace(run.opened, generation=generation, resumed=False)
+
+    # -- without a database ---------------------------------------------------------------------------------
+
+    def _abandon(self, run: Run) -> None:
+        """Write what is left, and give the lease back, as soon as the database answers."""
+        ownership, owner = self.runtime.ownership, self._owner
+        nothing = Batch(run.fence, run.generation, ())
+        run.buffer.closed = False
+        recoverable = not self.eager
+        self.runtime.keeper.abandon(
+            run.buffer, self.runtime.writer, lambda: ownership.release(nothing, owner, recoverable=recoverable)
+        )
+
+
+_WHY = {
+    Refusal.LIVE: "another owner runs it",
+    Refusal.STALE: "it belongs to an earlier attempt",
+    Refusal.PARKED: "it waits for an operator",
+    Refusal.DONE: "it has ended",
+}
+
+
+def current_session() -> Session | None:
+    """The delivery whose body runs here."""
+    session: Session | None = stashing.get()
+    return session
+
+
+def _seconds(when: Any) -> float:
+    return max(float(when), 0.0) if isinstance(when, (int, float)) else 0.0
+
+
+def _is_interruption(error: Exception) -> bool:
+    """True for what a cold stop raises inside a body that runs in the worker's own thread (the solo pool)."""
+    if not isinstance(error, NotImplementedError):
+        return False
+    from celery.worker import state
+
+    return state.should_terminate is not None

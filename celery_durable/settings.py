@@ -1,0 +1,156 @@
+"""``app.conf.durable_*`` as one checked, frozen object."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from .errors import ConfigurationError
+from .store.database import parse_url
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ["PREFIX", "Settings", "load"]
+
+PREFIX: Final = "durable_"
+
+#: Transports that lose messages which a killed worker had taken.
+LOSSY_TRANSPORTS: Final = frozenset({"filesystem", "sqlalchemy", "sqla"})
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+
+
+def _not_negative(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _setting(default: Any, check: Callable[[Any], bool], wants: str) -> Any:
+    return field(default=default, metadata={"check": check, "wants": wants})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings; their names in ``app.conf`` have the prefix ``durable_``."""
+
+    #: Where the journal is; an SQLAlchemy URL.
+    database_url: str = _setting("sqlite:///celery-durable.db", _text, "a database URL")
+    #: How long an owner that gives no sign keeps an execution, in seconds.
+    lease_timeout: float = _setting(30.0, _positive, "a number of seconds above 0")
+    #: How often recovery looks for what is due, in seconds.
+    recovery_interval: float = _setting(1.0, _positive, "a number of seconds above 0")
+    #: Within how many seconds a buffered result is committed.
+    flush_interval: float = _setting(0.01, _not_negative, "a number of seconds, 0 or more")
+    #: Longest wait for the database, in seconds.
+    ack_timeout: float = _setting(5.0, _positive, "a number of seconds above 0")
+    #: Take-overs after which an execution is quarantined.
+    max_attempts: int = _setting(10, _count, "a whole number, 1 or more")
+    max_steps: int = _setting(10_000, _count, "a whole number, 1 or more")
+    #: Largest encoded value, in bytes.
+    max_payload_bytes: int = _setting(1_048_576, _count, "a number of bytes, 1 or more")
+    #: A name of Kombu's serialization registry.
+    serializer: str = _setting("json", _text, "the name of a serializer, such as 'json'")
+    #: Separates applications that share one database; default: the Celery app's name.
+    namespace: str = _setting("", lambda v: isinstance(v, str) and len(v) <= 64, "a text of at most 64 characters")
+    #: What to do with an execution whose body changed.
+    on_divergence: str = _setting("restart", lambda v: v in ("restart", "park"), "'restart' or 'park'")
+    #: What to do when the journal cannot be reached.
+    on_unavailable: str = _setting("raise", lambda v: v in ("raise", "degrade"), "'raise' or 'degrade'")
+    #: Record executions when they are published; None: on transports that lose messages.
+    outbox: bool | None = _setting(None, lambda v: v in (None, True, False), "True, False or None")
+
+    @property
+    def lease_ms(self) -> int:
+        """The lease time-out in milliseconds."""
+        return int(self.lease_timeout * 1000)
+
+
+_FIELDS: Final = {f.name: f for f in fields(Settings)}
+
+
+def load(app: Celery) -> Settings:
+    """Read and check the settings of an app.
+
+    :raises ConfigurationError: for an unknown ``durable_*`` key or a bad value; names the key.
+    """
+    given = _given(app)
+    for key in given:
+        if key not in _FIELDS:
+            raise ConfigurationError(_unknown(key))
+    values = {}
+    for name, value in given.items():
+        meta = _FIELDS[name].metadata
+        if not meta["check"](value):
+            raise ConfigurationError(f"{PREFIX}{name} = {value!r}: it must be {meta['wants']}.")
+        values[name] = value
+    settings = Settings(**values)
+    if settings.flush_interval >= settings.lease_timeout:
+        raise ConfigurationError(
+            f"{PREFIX}flush_interval = {settings.flush_interval!r} must be much shorter than {PREFIX}lease_timeout = "
+            f"{settings.lease_timeout!r}."
+        )
+    if settings.ack_timeout >= settings.lease_timeout:
+        # A commit that may take longer than the lease would let a live owner lose it.
+        if "ack_timeout" in values:
+            raise ConfigurationError(
+                f"{PREFIX}ack_timeout = {settings.ack_timeout!r} must be shorter than {PREFIX}lease_timeout = "
+                f"{settings.lease_timeout!r}."
+            )
+        settings = replace(settings, ack_timeout=settings.lease_timeout / 2)
+    if not settings.namespace:
+        settings = replace(settings, namespace=str(app.main or "celery")[:64])
+    if settings.outbox is None:
+        settings = replace(settings, outbox=_loses_messages(app))
+    parse_url(settings.database_url)
+    return settings
+
+
+def _given(app: Celery) -> Mapping[str, Any]:
+    """The ``durable_*`` keys that the user set, without the prefix; in Django's and others' namespaces too."""
+    conf = app.conf
+    found: dict[str, Any] = {}
+    # ChainMap order: what ranks higher comes later here, so that it wins.
+    for mapping in reversed([m for m in getattr(conf, "maps", [conf]) if m]):
+        for key in list(mapping):
+            name = _strip(key, getattr(app, "namespace", None))
+            if name is not None:
+                found[name] = mapping[key]
+    return found
+
+
+def _strip(key: Any, namespace: str | None) -> str | None:
+    if not isinstance(key, str):
+        return None
+    lowered = key.lower()
+    prefix = f"{namespace.lower()}_" if isinstance(namespace, str) and namespace else None
+    if prefix and lowered.startswith(prefix):
+        lowered = lowered[len(prefix) :]
+    elif key != lowered and not key.isupper():
+        return None
+    return lowered[len(PREFIX) :] if lowered.startswith(PREFIX) else None
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, _FIELDS, n=1)
+    hint = f" Did you mean {PREFIX}{near[0]}?" if near else f" Known are: {', '.join(PREFIX + n for n in _FIELDS)}."
+    return f"unknown setting {PREFIX}{name}.{hint}"
+
+
+def _loses_messages(app: Celery) -> bool:
+    url = app.conf.get("broker_write_url") or app.conf.get("broker_url") or ""
+    if isinstance(url, (list, tuple)):
+        url = url[0] if url else ""
+    scheme = str(url).split("://", 1)[0].lower().split("+", 1)[0]
+    return scheme in LOSSY_TRANSPORTS

@@ -1,0 +1,233 @@
+"""What a step is: its descriptor, the ``@step`` decorator, and the record of one that was done."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, ParamSpec, TypeVar, get_type_hints, overload
+
+from .current import active
+from .effects import UNSET, Effect, Guard, Intent, OnAmbiguous, Policy, guarded
+from .errors import AmbiguityPolicyRequired, ConfigurationError
+from .retry import Retry
+
+if TYPE_CHECKING:
+    from types import MethodType
+
+__all__ = ["Step", "StepDescriptor", "StepRecord", "describe", "step"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: Names longer than this do not fit the journal's column on every database.
+_LONGEST_NAME: Final = 200
+
+
+@dataclass(frozen=True)
+class StepDescriptor:
+    """Names a step and says what running it again would mean. Checked when it is built.
+
+    :raises AmbiguityPolicyRequired: a guarded step without the policy that its intent needs.
+    :raises ConfigurationError: values that make no sense.
+    """
+
+    name: str
+    effect: Effect = Effect.IDEMPOTENT
+    #: Only, and always, for guarded steps.
+    guard: Guard | None = None
+    #: How the step answers exceptions; ``None``: not at all.
+    retry: Retry | None = None
+    #: ``fingerprint(*args, **kwargs)``: what identifies the call where the arguments have no canonical form.
+    fingerprint: Callable[..., Any] | None = None
+    #: Names a guarded operation for the whole application: a text, or ``key(*args, **kwargs)`` that returns one.
+    key: str | Callable[..., str] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name or len(self.name) > _LONGEST_NAME:
+            raise ConfigurationError(f"a step's name is a text of 1 to {_LONGEST_NAME} characters, not {self.name!r}.")
+        if not isinstance(self.effect, Effect):
+            raise ConfigurationError(
+                f"step {self.name!r}: effect= takes a member of Effect or guarded(...), not {self.effect!r}."
+            )
+        is_guarded = self.effect is Effect.EXACTLY_ONCE_GUARDED
+        if is_guarded and self.guard is None:
+            raise AmbiguityPolicyRequired(
+                f"step {self.name!r}: Effect.EXACTLY_ONCE_GUARDED alone does not say why it is guarded nor what to do "
+                "after a crash between intent and result; write effect=guarded(Intent...., on_ambiguous=...)."
+            )
+        if not is_guarded and (self.guard is not None or self.key is not None):
+            what = "guard=" if self.guard is not None else "key="
+            raise ConfigurationError(
+                f"step {self.name!r}: {what} belongs to guarded steps only; write effect=guarded(Intent...., ...)."
+            )
+        if self.retry is not None and not isinstance(self.retry, Retry):
+            raise ConfigurationError(f"step {self.name!r}: retry= takes a Retry, not {self.retry!r}.")
+        for option in ("fingerprint", "key"):
+            value = getattr(self, option)
+            if value is not None and not callable(value) and not (option == "key" and isinstance(value, str) and value):
+                raise ConfigurationError(f"step {self.name!r}: {option}= cannot be {value!r}.")
+
+    @classmethod
+    def idempotent(
+        cls, name: str, *, retry: Retry | None = None, fingerprint: Callable[..., Any] | None = None
+    ) -> StepDescriptor:
+        """A step that may run again without harm."""
+        return cls(name, Effect.IDEMPOTENT, None, retry, fingerprint)
+
+    @classmethod
+    def at_least_once(
+        cls, name: str, *, retry: Retry | None = None, fingerprint: Callable[..., Any] | None = None
+    ) -> StepDescriptor:
+        """A step whose repetition is tolerable."""
+        return cls(name, Effect.AT_LEAST_ONCE, None, retry, fingerprint)
+
+    @classmethod
+    def guarded(
+        cls,
+        name: str,
+        intent: Intent,
+        *,
+        on_ambiguous: Policy | None = None,
+        assumed: Any = UNSET,
+        definite: tuple[type[BaseException], ...] | type[BaseException] = (),
+        retry: Retry | None = None,
+        fingerprint: Callable[..., Any] | None = None,
+        key: str | Callable[..., str] | None = None,
+    ) -> StepDescriptor:
+        """A step that must not run twice; parameters as in :func:`celery_durable.guarded`."""
+        guard = guarded(intent, on_ambiguous=on_ambiguous, assumed=assumed, definite=definite)
+        return cls(name, Effect.EXACTLY_ONCE_GUARDED, guard, retry, fingerprint, key)
+
+
+class StepRecord(NamedTuple):
+    """What became of a step: the answer of ``step_recorded``."""
+
+    #: Where it stands in the body.
+    step_id: str
+    name: str
+    #: The idempotency key, 32 bytes.
+    key: bytes
+    value: Any
+    #: True when the operation was not called now.
+    replayed: bool
+    #: True when SKIP assumed that the effect had happened.
+    skipped: bool
+    attempt: int
+
+
+def check_assumed(descriptor: StepDescriptor, op: Callable[..., Any]) -> None:
+    """Refuse SKIP for an operation that promises a value nobody can give after a crash.
+
+    :raises AmbiguityPolicyRequired: names the step and the ways out.
+    """
+    guard = descriptor.guard
+    if guard is None or guard.policy is not OnAmbiguous.SKIP or guard.assumed is not UNSET:
+        return
+    returns = _return_annotation(op)
+    if returns in (inspect.Signature.empty, None, type(None), Any):
+        return
+    shown = returns if isinstance(returns, str) else inspect.formatannotation(returns)
+    raise AmbiguityPolicyRequired(
+        f"step {descriptor.name!r} returns {shown}, but under OnAmbiguous.SKIP a crash leaves no value to return. Give "
+        "assumed=<the value to go on with>, or choose OnAmbiguous.RERUN, OnAmbiguous.FAIL or a reconcile callable."
+    )
+
+
+def _return_annotation(op: Callable[..., Any]) -> Any:
+    target = inspect.unwrap(op)
+    try:
+        return get_type_hints(target).get("return", inspect.Signature.empty)
+    except Exception:
+        # A name that exists for type checkers only; the text of the annotation is all there is.
+        text = getattr(target, "__annotations__", {}).get("return", inspect.Signature.empty)
+        return None if text == "None" else text
+
+
+class Step(Generic[P, R]):
+    """A function that is a step when a durable body calls it, and itself when anybody else does."""
+
+    def __init__(self, operation: Callable[P, R], descriptor: StepDescriptor) -> None:
+        functools.update_wrapper(self, operation)
+        self.operation = operation
+        self.descriptor = descriptor
+        self.is_async = inspect.iscoroutinefunction(operation)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        here = active.get()
+        if here is None:
+            return self.operation(*args, **kwargs)
+        return here.context._call(here.scope, self.descriptor, self.operation, args, kwargs, self.is_async)  # type: ignore[no-any-return]
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Step[P, R] | MethodType:
+        if instance is None:
+            return self
+        from types import MethodType
+
+        return MethodType(self, instance)
+
+    def __repr__(self) -> str:
+        return f"<step {self.descriptor.name!r} ({self.descriptor.effect.value})>"
+
+
+def describe(
+    name: str,
+    effect: Effect | Guard,
+    *,
+    retry: Retry | None = None,
+    fingerprint: Callable[..., Any] | None = None,
+    key: str | Callable[..., str] | None = None,
+) -> StepDescriptor:
+    """A descriptor from what users write as ``effect=``: a member of Effect, or ``guarded(...)``."""
+    if isinstance(effect, Guard):
+        return StepDescriptor(name, Effect.EXACTLY_ONCE_GUARDED, effect, retry, fingerprint, key)
+    return StepDescriptor(name, effect, None, retry, fingerprint, key)
+
+
+@overload
+def step(function: Callable[P, R], /) -> Step[P, R]: ...
+
+
+@overload
+def step(
+    *,
+    name: str | None = None,
+    effect: Effect | Guard = Effect.IDEMPOTENT,
+    retry: Retry | None = None,
+    fingerprint: Callable[..., Any] | None = None,
+    key: str | Callable[..., str] | None = None,
+) -> Callable[[Callable[P, R]], Step[P, R]]: ...
+
+
+def step(
+    function: Callable[P, R] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    effect: Effect | Guard = Effect.IDEMPOTENT,
+    retry: Retry | None = None,
+    fingerprint: Callable[..., Any] | None = None,
+    key: str | Callable[..., str] | None = None,
+) -> Any:
+    """Make a function a step: ``@step`` or ``@step(effect=..., retry=...)``.
+
+    :param name: what the journal calls it; default is the function's name. Renaming a step is a divergence.
+    :param effect: a member of :class:`Effect`, or :func:`guarded`; idempotent by default.
+    :param retry: how the step answers exceptions.
+    :param fingerprint: called with the arguments; its value identifies the call in their stead.
+    :param key: names a guarded operation for the whole application, so that two executions fire it once.
+    :raises AmbiguityPolicyRequired: a guarded step that does not say what to do in the ambiguous window.
+    :raises ConfigurationError: options that make no sense.
+    """
+
+    def decorate(op: Callable[P, R]) -> Step[P, R]:
+        if not callable(op) or isinstance(op, type):
+            raise ConfigurationError(f"@step decorates a function, not {op!r}.")
+        descriptor = describe(
+            name or getattr(op, "__name__", type(op).__name__), effect, retry=retry, fingerprint=fingerprint, key=key
+        )
+        check_assumed(descriptor, op)
+        return Step(op, descriptor)
+
+    return decorate if function is None else decorate(function)

@@ -1,0 +1,11 @@
+"""The journal's store: SQLAlchemy Core on SQLite, PostgreSQL, MySQL and MariaDB. It knows no Celery."""
+
+from __future__ import annotations
+
+from .database import Database
+from .journal import Journal
+from .operations import Operations
+from .ownership import Ownership
+from .recovery import RecoveryStore
+
+__all__ = ["Database", "Journal", "Operations", "Ownership", "RecoveryStore"]

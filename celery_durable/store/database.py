@@ -1,0 +1,253 @@
+"""The connection to the journal's database: one engine per process, bounded waits, one retry loop.
+
+Everything a dialect does differently stands in this module and in :mod:`.tables`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import event, exc
+from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.pool import NullPool, QueuePool
+
+from ..errors import ConfigurationError, JournalUnavailable
+
+__all__ = ["Database", "parse_url"]
+
+T = TypeVar("T")
+
+#: Pause before a broken transaction is tried again, in seconds; doubled up to the limit.
+_FIRST_PAUSE = 0.02
+_LONGEST_PAUSE = 0.5
+
+
+def parse_url(url: str) -> URL:
+    """The parsed ``durable_database_url``.
+
+    :raises ConfigurationError: when it is no SQLAlchemy URL, or names a database that cannot hold a journal.
+    """
+    try:
+        parsed = make_url(url)
+    except exc.ArgumentError as error:
+        raise ConfigurationError(
+            f"durable_database_url: {url!r} is not a database URL. It looks like "
+            "'postgresql+psycopg://user:password@host/name' or 'sqlite:///file.db'."
+        ) from error
+    backend = parsed.get_backend_name()
+    if backend not in {"sqlite", "postgresql", "mysql", "mariadb"}:
+        raise ConfigurationError(
+            f"durable_database_url: {backend!r} cannot hold a journal; use sqlite, postgresql, mysql or mariadb."
+        )
+    try:
+        parsed.get_dialect()
+        parsed.get_dialect().import_dbapi()
+    except (exc.NoSuchModuleError, ImportError) as error:
+        raise ConfigurationError(
+            f"durable_database_url: the driver of {parsed.drivername!r} is not installed ({error}). Install one, "
+            "for example: pip install 'celery-durable[postgresql]' or 'celery-durable[mysql]'."
+        ) from error
+    return parsed
+
+
+class Database:
+    """Runs transactions against the journal's database, each within a bounded time.
+
+    The engine is made on first use and again after a fork: a connection of the parent must never be used by,
+    nor closed in, a child.
+
+    :param url: where; see :func:`parse_url`.
+    :param timeout: longest wait for one transaction, in seconds (``durable_ack_timeout``).
+    :param pooled: keep connections open; False in processes that fork.
+    """
+
+    def __init__(self, url: str, *, timeout: float = 5.0, pooled: bool = True) -> None:
+        self.url = parse_url(url)
+        self.timeout = timeout
+        self.pooled = pooled
+        self.dialect: str = {"mariadb": "mysql"}.get(self.url.get_backend_name(), self.url.get_backend_name())
+        self._engine: Engine | None = None
+        self._pid: int | None = None
+        self._checked = False
+        self._making = threading.Lock()
+
+    # -- engine ---------------------------------------------------------------------------------------------
+
+    @property
+    def engine(self) -> Engine:
+        """This process's engine."""
+        if self._engine is None or self._pid != os.getpid():
+            self._make_engine()
+        assert self._engine is not None
+        return self._engine
+
+    @property
+    def in_memory(self) -> bool:
+        """True for SQLite without a file: the journal then lives and dies with this process."""
+        return self.dialect == "sqlite" and self.url.database in (None, "", ":memory:")
+
+    def _make_engine(self) -> None:
+        if self._pid is not None and self._pid != os.getpid():
+            # A fork may have copied the lock in its locked state.
+            self._making = threading.Lock()
+        with self._making:
+            if self._engine is not None and self._pid == os.getpid():
+                return
+            if self._engine is not None:
+                self._engine.dispose(close=False)
+            self._engine = self._create()
+            self._checked = False
+            self._pid = os.getpid()
+
+    def _create(self) -> Engine:
+        options: dict[str, Any] = {}
+        seconds = max(1, round(self.timeout))
+        if self.dialect == "sqlite":
+            # isolation_level None: the driver starts no transactions of its own; we say BEGIN IMMEDIATE.
+            options["connect_args"] = {"timeout": self.timeout, "isolation_level": None, "check_same_thread": False}
+        elif self.dialect == "postgresql":
+            if self.url.get_driver_name() == "psycopg":
+                options["connect_args"] = {
+                    "connect_timeout": seconds,
+                    "tcp_user_timeout": int(self.timeout * 1000),
+                    "options": f"-c statement_timeout={int(self.timeout * 1000)} -c default_transaction_isolation="
+                    "read\\ committed",
+                }
+        else:
+            options["isolation_level"] = "READ COMMITTED"
+            if self.url.get_driver_name() == "pymysql":
+                options["connect_args"] = {
+                    "connect_timeout": seconds,
+                    "read_timeout": seconds,
+                    "write_timeout": seconds,
+                }
+        if self.in_memory:
+            # One connection for all threads, handed from one to the next.
+            options.update(poolclass=QueuePool, pool_size=1, max_overflow=0, pool_timeout=self.timeout)
+        elif not self.pooled:
+            options["poolclass"] = NullPool
+        else:
+            # Every transaction here ends in an explicit commit or rollback: no second rollback at check-in.
+            options.update(
+                poolclass=QueuePool,
+                pool_size=8,
+                max_overflow=24,
+                pool_timeout=self.timeout,
+                pool_use_lifo=True,
+                pool_recycle=1800,
+            )
+        engine = sa.create_engine(self.url, **options)
+        if self.dialect == "sqlite":
+            event.listen(engine, "connect", self._on_sqlite_connect)
+            event.listen(engine, "begin", _begin_immediate)
+        return engine
+
+    def _on_sqlite_connect(self, connection: Any, record: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {int(self.timeout * 1000)}")
+        # Durable against power loss, not only against a killed process.
+        cursor.execute("PRAGMA synchronous = FULL")
+        if not self.in_memory:
+            deadline = time.monotonic() + self.timeout
+            while True:
+                # The switch to WAL takes an exclusive lock and does not honour busy_timeout.
+                try:
+                    cursor.execute("PRAGMA journal_mode = WAL")
+                    break
+                except Exception:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.01)
+        cursor.close()
+
+    def dispose(self) -> None:
+        """Close this process's connections."""
+        if self._engine is not None and self._pid == os.getpid():
+            self._engine.dispose()
+
+    # -- transactions ---------------------------------------------------------------------------------------
+
+    def write(self, work: Callable[[Connection], T], *, timeout: float | None = None) -> T:
+        """Run ``work`` in a transaction and commit it.
+
+        ``work`` may run again after a lost connection or a dead-lock, also when an earlier commit did go through
+        and only its acknowledgement was lost: it has to recognise what it wrote itself.
+
+        :param timeout: seconds; default is ``durable_ack_timeout``.
+        :raises JournalUnavailable: when it could not be committed in time.
+        :raises SchemaError: when the tables are missing.
+        """
+
+        def attempt() -> T:
+            with self.engine.begin() as connection:
+                return work(connection)
+
+        return self._bounded(attempt, timeout)
+
+    def read(self, work: Callable[[Connection], T], *, timeout: float | None = None) -> T:
+        """Run ``work`` without a transaction: each statement sees what is committed.
+
+        :raises JournalUnavailable: when it could not be answered in time.
+        :raises SchemaError: when the tables are missing.
+        """
+
+        def attempt() -> T:
+            with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                return work(connection)
+
+        return self._bounded(attempt, timeout)
+
+    def _bounded(self, attempt: Callable[[], T], timeout: float | None) -> T:
+        limit = self.timeout if timeout is None else timeout
+        deadline = time.monotonic() + limit
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                self.check_schema()
+                return attempt()
+            except (exc.OperationalError, exc.InterfaceError, exc.InternalError, exc.TimeoutError) as error:
+                failure: Exception = error
+            except exc.DBAPIError as error:
+                if not error.connection_invalidated:
+                    raise
+                failure = error
+            left = deadline - time.monotonic()
+            if left <= pause:
+                raise JournalUnavailable(
+                    f"the journal's database ({self.url.render_as_string(hide_password=True)}) did not commit within "
+                    f"{limit:g} s (durable_ack_timeout): {_cause(failure)}"
+                ) from failure
+            time.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    # -- schema ---------------------------------------------------------------------------------------------
+
+    def check_schema(self) -> None:
+        """Verify once per process that the tables are there; on SQLite create them.
+
+        :raises SchemaError: names the command that creates or upgrades them.
+        """
+        engine = self.engine
+        if self._checked:
+            return
+        from .migrations import ensure
+
+        ensure(engine, create=self.dialect == "sqlite")
+        self._checked = True
+
+
+def _begin_immediate(connection: Connection) -> None:
+    # Take the write lock at once: a deferred transaction that reads first and writes later can fail with
+    # SQLITE_BUSY without ever waiting. Reads run in autocommit and need no BEGIN.
+    if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _cause(error: Exception) -> str:
+    origin = getattr(error, "orig", None) or error
+    return f"{type(origin).__name__}: {' '.join(str(origin).split())}"

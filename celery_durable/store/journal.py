@@ -1,0 +1,310 @@
+"""The journal's rows: fenced appends, reads by segment, global guards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import IntegrityError
+
+from .database import Database
+from .records import (
+    Batch,
+    EffectCode,
+    Entry,
+    EntryKind,
+    Execution,
+    Fence,
+    GuardHolder,
+    Journaled,
+    State,
+)
+from .tables import executions, guards, journal, now_ms
+
+__all__ = ["Journal", "insert_entries", "journaled", "to_execution"]
+
+_x = executions.c
+_j = journal.c
+
+#: Columns in the order of :class:`Journaled`.
+COLUMNS = (
+    _j.generation,
+    _j.scope,
+    _j.position,
+    _j.entry,
+    _j.kind,
+    _j.effect,
+    _j.name,
+    _j.fingerprint,
+    _j.key,
+    _j.epoch,
+    _j.attempt,
+    _j.at,
+    _j.duration_us,
+    _j.codec,
+    _j.payload,
+)
+
+#: Verifies the right to write and prolongs it; the row lock lasts until the entries are in.
+_FENCE = (
+    sa.update(executions)
+    .where(_x.pk == sa.bindparam("b_pk"), _x.epoch == sa.bindparam("b_epoch"), _x.state == State.RUNNING.value)
+    .values(
+        lease_until=now_ms() + sa.bindparam("b_lease", type_=sa.BigInteger),
+        steps=_x.steps + sa.bindparam("b_steps", type_=sa.Integer),
+        updated_at=now_ms(),
+    )
+)
+
+_INSERT = sa.insert(journal).values(at=now_ms())
+
+#: One segment of a scope, in the order in which the body asks.
+_SEGMENT = (
+    sa.select(*COLUMNS)
+    .where(
+        _j.pk == sa.bindparam("pk"),
+        _j.generation == sa.bindparam("generation"),
+        _j.scope == sa.bindparam("scope"),
+        _j.position >= sa.bindparam("position"),
+    )
+    .order_by(_j.position, _j.entry)
+    .limit(sa.bindparam("rows"))
+)
+
+#: Every entry of the guarded steps of some generations (G6).
+_GUARDED = (
+    sa.select(*COLUMNS)
+    .where(
+        _j.pk == sa.bindparam("pk"),
+        _j.generation >= sa.bindparam("first"),
+        _j.generation <= sa.bindparam("last"),
+        _j.effect == int(EffectCode.EXACTLY_ONCE_GUARDED),
+    )
+    .order_by(_j.generation, _j.scope, _j.position, _j.entry)
+)
+
+_GROUP = (
+    sa.select(*COLUMNS)
+    .where(
+        _j.pk == sa.bindparam("pk"),
+        _j.generation == sa.bindparam("generation"),
+        _j.scope == sa.bindparam("scope"),
+        _j.position == sa.bindparam("position"),
+    )
+    .order_by(_j.entry)
+)
+
+
+def journaled(row: Any) -> Journaled:
+    """A row of :data:`COLUMNS` as a record; drivers differ in what they return for binary columns."""
+    record = Journaled(*row)
+    if type(record.payload) is memoryview or type(record.key) is memoryview:
+        record = record._replace(
+            payload=None if record.payload is None else bytes(record.payload),
+            key=None if record.key is None else bytes(record.key),
+            fingerprint=None if record.fingerprint is None else bytes(record.fingerprint),
+        )
+    return record
+
+
+def to_execution(row: Any) -> Execution:
+    """A row of the executions table as a record."""
+    fields = row._mapping
+    return Execution(**{name: State(fields[name]) if name == "state" else fields[name] for name in _EXECUTION_FIELDS})
+
+
+_EXECUTION_FIELDS = tuple(Execution.__dataclass_fields__)
+
+
+def insert_entries(connection: Connection, batches: Iterable[Batch]) -> None:
+    """Write entries; the caller holds the fence."""
+    rows = [_row(batch, entry) for batch in batches for entry in batch.entries]
+    if rows:
+        connection.execute(_INSERT, rows)
+
+
+def _row(batch: Batch, entry: Entry) -> dict[str, Any]:
+    codec, payload = entry.payload if entry.payload is not None else (None, None)
+    return {
+        "pk": batch.fence.pk,
+        "generation": batch.generation,
+        "scope": entry.scope,
+        "position": entry.position,
+        "entry": entry.entry,
+        "kind": int(entry.kind),
+        "effect": None if entry.effect is None else int(entry.effect),
+        "name": entry.name,
+        "fingerprint": entry.fingerprint,
+        "key": entry.key,
+        "epoch": batch.fence.epoch,
+        "attempt": entry.attempt,
+        "duration_us": entry.duration_us,
+        "codec": codec,
+        "payload": payload,
+    }
+
+
+class Journal:
+    """Appends to and reads from the journal.
+
+    :param lease_ms: every append prolongs the lease by this many milliseconds.
+    """
+
+    def __init__(self, database: Database, *, lease_ms: int) -> None:
+        self._database = database
+        self._lease_ms = lease_ms
+
+    # -- appending ------------------------------------------------------------------------------------------
+
+    def append(self, batches: Sequence[Batch]) -> set[Fence]:
+        """Commit the entries of several executions in one transaction, each under its own fence.
+
+        :returns: the fences that no longer hold; nothing was written for those.
+        :raises JournalUnavailable: when it could not be committed in time. Some of it may have been.
+        """
+        # One order of locking for all processes: no dead-locks between group commits.
+        ordered = sorted(batches, key=lambda b: b.fence.pk)
+        tries = 0
+
+        def work(connection: Connection) -> set[Fence]:
+            nonlocal tries
+            tries += 1
+            lost: set[Fence] = set()
+            held = []
+            for batch in ordered:
+                if (tries > 1 or batch.again) and self._present(connection, batch):
+                    continue  # our own commit, whose acknowledgement was lost
+                if self._fence(connection, batch):
+                    held.append(batch)
+                else:
+                    lost.add(batch.fence)
+            insert_entries(connection, held)
+            return lost
+
+        return self._database.write(work)
+
+    def verify(self, fence: Fence) -> bool:
+        """True while the lease of ``fence`` is held; prolongs it."""
+        return self._database.write(lambda c: self._fence(c, Batch(fence, 0, ())))
+
+    def _fence(self, connection: Connection, batch: Batch) -> bool:
+        values = {
+            "b_pk": batch.fence.pk,
+            "b_epoch": batch.fence.epoch,
+            "b_lease": self._lease_ms,
+            "b_steps": batch.steps,
+        }
+        return connection.execute(_FENCE, values).rowcount == 1
+
+    @staticmethod
+    def _present(connection: Connection, batch: Batch) -> bool:
+        if not batch.entries:
+            return False
+        first = batch.entries[0]
+        place = {
+            "pk": batch.fence.pk,
+            "generation": batch.generation,
+            "scope": first.scope,
+            "position": first.position,
+        }
+        return any(
+            row.entry == first.entry and row.epoch == batch.fence.epoch for row in connection.execute(_GROUP, place)
+        )
+
+    def append_global(self, batch: Batch, intent: Entry) -> GuardHolder | Fence | None:
+        """Commit ``batch`` and ``intent`` if nobody holds the intent's key yet.
+
+        :returns: ``None`` when it is ours now, the holder when it is not (nothing is written then), the fence
+            itself when it no longer holds.
+        """
+        assert intent.key is not None and intent.fingerprint is not None
+        key, fingerprint, pk = intent.key, intent.fingerprint, batch.fence.pk
+
+        def work(connection: Connection) -> GuardHolder | Fence | None:
+            holder = connection.execute(sa.select(guards).where(guards.c.key == key)).first()
+            mine = holder is not None and (holder.pk, holder.generation, holder.scope, holder.position) == (
+                pk,
+                batch.generation,
+                intent.scope,
+                intent.position,
+            )
+            if holder is not None and not mine:
+                return self._holder(connection, holder)
+            if mine and self._present(connection, Batch(batch.fence, batch.generation, (intent,))):
+                return None
+            if not self._fence(connection, batch):
+                return batch.fence
+            if not mine:
+                values = {"pk": pk, "generation": batch.generation, "scope": intent.scope, "position": intent.position}
+                connection.execute(
+                    sa.insert(guards).values(key=key, fingerprint=fingerprint, created_at=now_ms(), **values)
+                )
+            insert_entries(connection, [Batch(batch.fence, batch.generation, (*batch.entries, intent))])
+            return None
+
+        try:
+            return self._database.write(work)
+        except IntegrityError:
+            # Somebody inserted the key between our look and our insert: now the look finds it.
+            return self._database.write(work)
+
+    def _holder(self, connection: Connection, row: Any) -> GuardHolder:
+        execution = connection.execute(sa.select(executions, now_ms().label("now")).where(_x.pk == row.pk)).first()
+        place = {"pk": row.pk, "generation": row.generation, "scope": row.scope, "position": row.position}
+        return GuardHolder(
+            pk=row.pk,
+            generation=row.generation,
+            fingerprint=bytes(row.fingerprint),
+            execution=None if execution is None else to_execution(execution),
+            live=execution is not None
+            and execution.state == State.RUNNING.value
+            and execution.lease_until > execution.now,
+            entries=[journaled(e) for e in connection.execute(_GROUP, place)],
+        )
+
+    # -- reading --------------------------------------------------------------------------------------------
+
+    def segment(self, pk: int, generation: int, scope: str, position: int, rows: int) -> list[Journaled]:
+        """Up to ``rows`` entries of a scope, from ``position`` on. The last position may be cut in two."""
+        values = {"pk": pk, "generation": generation, "scope": scope, "position": position, "rows": rows}
+        return self._database.read(lambda c: [journaled(r) for r in c.execute(_SEGMENT, values)])
+
+    def guarded(self, pk: int, first: int, last: int) -> list[Journaled]:
+        """Entries of all guarded steps in the generations ``first`` to ``last``."""
+        values = {"pk": pk, "first": first, "last": last}
+        return self._database.read(lambda c: [journaled(r) for r in c.execute(_GUARDED, values)])
+
+    def scopes(self, pk: int, generation: int) -> set[str]:
+        """The scopes that have entries."""
+        query = sa.select(_j.scope).where(_j.pk == pk, _j.generation == generation).distinct()
+        return self._database.read(lambda c: set(c.execute(query).scalars()))
+
+    # -- folding --------------------------------------------------------------------------------------------
+
+    def fold(self, batch: Batch, places: Sequence[tuple[str, int]]) -> bool:
+        """Replace the rows of ``places`` (scope, position) by the checkpoint entries of ``batch``.
+
+        :returns: False when the fence no longer holds.
+        """
+        assert all(entry.kind is EntryKind.CHECKPOINT for entry in batch.entries)
+
+        def work(connection: Connection) -> bool:
+            if self._present(connection, batch):
+                return True  # our own commit, whose acknowledgement was lost
+            if not self._fence(connection, batch):
+                return False
+            for scope, position in places:
+                connection.execute(
+                    sa.delete(journal).where(
+                        _j.pk == batch.fence.pk,
+                        _j.generation == batch.generation,
+                        _j.scope == scope,
+                        _j.position == position,
+                    )
+                )
+            insert_entries(connection, [batch])
+            return True
+
+        return self._database.write(work)

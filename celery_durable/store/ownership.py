@@ -1,0 +1,427 @@
+"""Who may run an execution: opening, renewing, giving back, ending.
+
+Every change of hands raises ``epoch``; every write of an owner names the epoch it was granted, in the same
+transaction (G2, G3). Rows are locked before they are judged, so two messages of one execution are
+answered one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Row
+from sqlalchemy.exc import IntegrityError
+
+from ..errors import LeaseLost
+from .database import Database
+from .journal import insert_entries
+from .records import (
+    FINAL_STATES,
+    PARKED_STATES,
+    Batch,
+    Closed,
+    Entry,
+    EntryKind,
+    Fence,
+    Opened,
+    OpenRequest,
+    PayloadKind,
+    Refusal,
+    Refused,
+    State,
+    StoredPayload,
+)
+from .tables import executions, new_pk, now_ms, payloads
+
+__all__ = ["Ownership", "get_payload", "put_payload", "quarantine"]
+
+_x = executions.c
+
+#: A row by the id that users know, locked, with the clock by which its lease is judged.
+_BY_ID = (
+    sa.select(executions, now_ms().label("now"))
+    .where(_x.namespace == sa.bindparam("namespace"), _x.id == sa.bindparam("id"))
+    .with_for_update()
+)
+_BY_PK = sa.select(executions, now_ms().label("now")).where(_x.pk == sa.bindparam("pk")).with_for_update()
+
+
+def put_payload(connection: Connection, pk: int, kind: PayloadKind, payload: StoredPayload) -> None:
+    """Write or replace a payload row."""
+    where = (payloads.c.pk == pk) & (payloads.c.kind == int(kind))
+    values = {"codec": payload.codec, "data": payload.data}
+    if not connection.execute(sa.update(payloads).where(where).values(values)).rowcount:
+        connection.execute(sa.insert(payloads).values(pk=pk, kind=int(kind), **values))
+
+
+def get_payload(connection: Connection, pk: int, kind: PayloadKind) -> StoredPayload | None:
+    """Read a payload row."""
+    row = connection.execute(
+        sa.select(payloads.c.codec, payloads.c.data).where(payloads.c.pk == pk, payloads.c.kind == int(kind))
+    ).first()
+    return StoredPayload(row.codec, bytes(row.data)) if row else None
+
+
+class Ownership:
+    """Leases and states of the executions of one namespace.
+
+    :param namespace: ``durable_namespace``.
+    :param lease_ms: ``durable_lease_timeout``, in milliseconds.
+    :param max_attempts: take-overs after which an execution is quarantined.
+    """
+
+    def __init__(self, database: Database, *, namespace: str, lease_ms: int, max_attempts: int) -> None:
+        self._database = database
+        self._namespace = namespace
+        self._lease_ms = lease_ms
+        self._max_attempts = max_attempts
+
+    # -- opening --------------------------------------------------------------------------------------------
+
+    def open(self, request: OpenRequest) -> Opened | Closed | Refused:
+        """Decide whether a message may run, and grant it the lease.
+
+        A new execution is inserted with its envelope; a known one is granted only where nobody else holds it and
+        the message is not a stale one. A message that would be one take-over too many parks the execution.
+        """
+
+        # Most messages are first deliveries: those spare the look-up. A lost acknowledgement of the insert ends
+        # up in the look-up too, which recognises its owner.
+        look_first = request.pk is not None or request.retries > 0 or request.envelope is None
+        for _ in range(8):
+            try:
+                return self._database.write(lambda c: self._open(c, request, look_first))
+            except IntegrityError:
+                if look_first:
+                    continue  # inserted by somebody else after our look, or the random part of pk collided
+                look_first = True
+        raise LeaseLost(f"execution {request.id!r} could be neither found nor inserted in 8 tries.")
+
+    def _open(self, connection: Connection, request: OpenRequest, look_first: bool) -> Opened | Closed | Refused:
+        row = self._find(connection, request) if look_first else None
+        return self._insert(connection, request) if row is None else self._judge(connection, row, request)
+
+    def _find(self, connection: Connection, request: OpenRequest) -> Row[Any] | None:
+        if request.pk is not None:
+            row = connection.execute(_BY_PK, {"pk": request.pk}).first()
+            # The message may come from another database's life: its key is a hint, its id is the truth.
+            if row is not None and (row.namespace, row.id) == (self._namespace, request.id):
+                return row
+        return connection.execute(_BY_ID, {"namespace": self._namespace, "id": request.id}).first()
+
+    def _insert(self, connection: Connection, request: OpenRequest) -> Opened:
+        pk = new_pk()
+        until = now_ms() + self._lease_ms
+        connection.execute(
+            sa.insert(executions).values(
+                pk=pk,
+                namespace=self._namespace,
+                id=request.id,
+                task=request.task,
+                state=State.RUNNING.value,
+                epoch=1,
+                owner=request.owner,
+                lease_until=until,
+                wake_at=until if request.recoverable else None,
+                generation=1,
+                base_generation=1,
+                attempts=0,
+                retries=request.retries,
+                sends=0,
+                steps=0,
+                created_at=now_ms(),
+                updated_at=now_ms(),
+            )
+        )
+        if request.envelope is not None and request.recoverable:
+            connection.execute(
+                sa.insert(payloads).values(
+                    pk=pk,
+                    kind=int(PayloadKind.ENVELOPE),
+                    codec=request.envelope.codec,
+                    data=request.envelope.data,
+                )
+            )
+        return Opened(
+            fence=Fence(pk, 1),
+            owner=request.owner,
+            generation=1,
+            base_generation=1,
+            attempts=0,
+            retries=request.retries,
+            resumed=False,
+        )
+
+    def _judge(self, connection: Connection, row: Row[Any], request: OpenRequest) -> Opened | Closed | Refused:
+        state = State(row.state)
+        running = state is State.RUNNING
+        if running and row.owner == request.owner:
+            # Our own commit of a moment ago, whose acknowledgement was lost.
+            return self._granted(row, row.epoch, row.attempts, row.retries, request)
+        if row.task != request.task and (state in FINAL_STATES or state is State.PENDING):
+            # Task.replace goes on under the same id as another task, whose message may take its way through a chord.
+            return self._begin_anew(connection, row, request)
+        if state in FINAL_STATES:
+            if row.wake_at is None or state is State.CANCELLED:
+                return Refused(Refusal.DONE, state)
+            return Closed(row.pk, state, get_payload(connection, row.pk, PayloadKind.OUTCOME))
+        if state in PARKED_STATES:
+            return Refused(Refusal.PARKED, state)
+        if running and row.lease_until > row.now:
+            return Refused(Refusal.LIVE, state)
+        if request.retries < row.retries or row.task != request.task:
+            return Refused(Refusal.STALE, state)
+        attempts = row.attempts + (1 if running else 0)
+        if attempts > self._max_attempts:
+            quarantine(connection, row, self._max_attempts)
+            return Refused(Refusal.QUARANTINED, State.QUARANTINED)
+        epoch = row.epoch + 1
+        until = now_ms() + self._lease_ms
+        connection.execute(
+            sa.update(executions)
+            .where(_x.pk == row.pk)
+            .values(
+                state=State.RUNNING.value,
+                epoch=epoch,
+                owner=request.owner,
+                lease_until=until,
+                wake_at=until if request.recoverable else None,
+                attempts=attempts,
+                retries=request.retries,
+                sends=0,
+                updated_at=now_ms(),
+            )
+        )
+        return self._granted(row, epoch, attempts, request.retries, request, taken_over=running)
+
+    def _begin_anew(self, connection: Connection, row: Row[Any], request: OpenRequest) -> Opened:
+        generation = row.generation + 1
+        until = now_ms() + self._lease_ms
+        connection.execute(
+            sa.update(executions)
+            .where(_x.pk == row.pk)
+            .values(
+                state=State.RUNNING.value,
+                task=request.task,
+                epoch=row.epoch + 1,
+                owner=request.owner,
+                lease_until=until,
+                wake_at=until if request.recoverable else None,
+                generation=generation,
+                base_generation=generation,
+                attempts=0,
+                retries=request.retries,
+                sends=0,
+                steps=0,
+                updated_at=now_ms(),
+            )
+        )
+        if request.envelope is not None:
+            put_payload(connection, row.pk, PayloadKind.ENVELOPE, request.envelope)
+        return Opened(
+            fence=Fence(row.pk, row.epoch + 1),
+            owner=request.owner,
+            generation=generation,
+            base_generation=generation,
+            attempts=0,
+            retries=request.retries,
+            resumed=False,
+        )
+
+    @staticmethod
+    def _granted(
+        row: Row[Any],
+        epoch: int,
+        attempts: int,
+        retries: int,
+        request: OpenRequest,
+        taken_over: bool = False,
+    ) -> Opened:
+        return Opened(
+            fence=Fence(row.pk, epoch),
+            owner=request.owner,
+            generation=row.generation,
+            base_generation=row.base_generation,
+            attempts=attempts,
+            retries=retries,
+            # Epoch 0 is a row that was written at publish and never ran.
+            resumed=epoch > 1 or row.generation > 1,
+            taken_over=taken_over,
+            steps=row.steps,
+        )
+
+    # -- keeping --------------------------------------------------------------------------------------------
+
+    def renew(self, fences: Sequence[Fence]) -> list[Fence]:
+        """Prolong leases with one statement.
+
+        :returns: those that are no longer held.
+        """
+        if not fences:
+            return []
+        mine = sa.or_(*((_x.pk == f.pk) & (_x.epoch == f.epoch) for f in fences)) & (_x.state == State.RUNNING.value)
+
+        def work(connection: Connection) -> list[Fence]:
+            until = now_ms() + self._lease_ms
+            # wake_at stays NULL for executions that recovery must not touch.
+            wake = sa.case((_x.wake_at.is_not(None), until), else_=None)
+            done = connection.execute(sa.update(executions).where(mine).values(lease_until=until, wake_at=wake))
+            if done.rowcount == len(fences):
+                return []
+            held = {Fence(*row) for row in connection.execute(sa.select(_x.pk, _x.epoch).where(mine))}
+            return [f for f in fences if f not in held]
+
+        return self._database.write(work)
+
+    # -- letting go -----------------------------------------------------------------------------------------
+
+    def _settle(self, batch: Batch, owner: str, values: dict[str, Any], payload: Any = None) -> None:
+        """Commit the last entries and a new state in one transaction, under the fence."""
+        pk, epoch = batch.fence
+
+        def work(connection: Connection) -> None:
+            done = connection.execute(
+                sa.update(executions)
+                .where(_x.pk == pk, _x.epoch == epoch, _x.state == State.RUNNING.value)
+                .values(steps=_x.steps + batch.steps, updated_at=now_ms(), **values)
+            )
+            if not done.rowcount:
+                row = connection.execute(sa.select(_x.epoch, _x.state, _x.owner).where(_x.pk == pk)).first()
+                if row is not None and (row.epoch, row.state, row.owner) == (epoch, values["state"], owner):
+                    return  # our own commit, whose acknowledgement was lost
+                raise lease_lost(row)
+            insert_entries(connection, [batch])
+            for kind, data in payload or ():
+                put_payload(connection, pk, kind, data)
+
+        self._database.write(work)
+
+    def finish(
+        self, batch: Batch, owner: str, state: State, outcome: StoredPayload | None, *, dispatched: bool = False
+    ) -> None:
+        """Commit the outcome. Until :meth:`mark_dispatched`, recovery sees to it that Celery is told.
+
+        :raises LeaseLost: when the execution is no longer ours.
+        """
+        wake = None if dispatched else now_ms() + self._lease_ms
+        payload = [(PayloadKind.OUTCOME, outcome)] if outcome is not None else []
+        self._settle(batch, owner, {"state": state.value, "wake_at": wake, "lease_until": 0, "sends": 0}, payload)
+
+    def suspend(
+        self,
+        batch: Batch,
+        owner: str,
+        *,
+        delay_ms: int | None,
+        retries: int,
+        envelope: StoredPayload | None = None,
+        task: str | None = None,
+    ) -> None:
+        """Let go until ``delay_ms`` from now (None: until somebody else sends); the message of that time carries
+        ``retries``.
+
+        :param task: where the execution goes on as another task (``Task.replace``): its journal starts anew.
+        """
+        values: dict[str, Any] = {
+            "state": State.SUSPENDED.value,
+            "wake_at": None if delay_ms is None else now_ms() + delay_ms,
+            "lease_until": 0,
+            "retries": retries,
+            "sends": 0,
+        }
+        if task is not None:
+            values |= {
+                "task": task,
+                "generation": batch.generation + 1,
+                "base_generation": batch.generation + 1,
+                "attempts": 0,
+            }
+        self._settle(batch, owner, values, [(PayloadKind.ENVELOPE, envelope)] if envelope is not None else [])
+
+    def release(self, batch: Batch, owner: str, *, recoverable: bool = True) -> None:
+        """Give the lease back in an orderly way: another worker goes on, and no attempt is counted."""
+        wake = now_ms() if recoverable else None
+        self._settle(batch, owner, {"state": State.PENDING.value, "wake_at": wake, "lease_until": 0, "sends": 0})
+
+    def park(self, batch: Batch, owner: str, state: State, reason: StoredPayload) -> None:
+        """Leave it to an operator."""
+        self._settle(
+            batch,
+            owner,
+            {"state": state.value, "wake_at": None, "lease_until": 0},
+            [(PayloadKind.REASON, reason)],
+        )
+
+    def restart(self, batch: Batch, abort: Entry) -> int:
+        """Abort the journal's generation and begin the next one; the lease stays.
+
+        :returns: the new generation.
+        """
+        pk, epoch = batch.fence
+        generation = batch.generation + 1
+
+        def work(connection: Connection) -> int:
+            done = connection.execute(
+                sa.update(executions)
+                .where(
+                    _x.pk == pk,
+                    _x.epoch == epoch,
+                    _x.state == State.RUNNING.value,
+                    _x.generation == batch.generation,
+                )
+                .values(generation=generation, steps=0, lease_until=now_ms() + self._lease_ms, updated_at=now_ms())
+            )
+            if not done.rowcount:
+                row = connection.execute(sa.select(_x.epoch, _x.state, _x.generation).where(_x.pk == pk)).first()
+                if row is not None and (row.epoch, row.generation) == (epoch, generation):
+                    return generation
+                raise lease_lost(row)
+            insert_entries(connection, [Batch(batch.fence, batch.generation, (*batch.entries, abort))])
+            return generation
+
+        assert abort.kind is EntryKind.ABORTED
+        return self._database.write(work)
+
+    # -- telling Celery -------------------------------------------------------------------------------------
+
+    def mark_dispatched(self, pks: Sequence[int]) -> None:
+        """Celery has stored these results and sent their callbacks: later duplicates are dropped."""
+        if pks:
+            states = [s.value for s in FINAL_STATES]
+            self._database.write(
+                lambda c: c.execute(
+                    sa.update(executions).where(_x.pk.in_(list(pks)), _x.state.in_(states)).values(wake_at=None)
+                )
+            )
+
+
+def quarantine(connection: Connection, row: Any, max_attempts: int) -> str:
+    """Park an execution whose owners keep dying; fences off whoever may still run it.
+
+    :returns: the reason, as it was stored.
+    """
+    reason = (
+        f"its owner died or lost its lease {row.attempts + 1} times (durable_max_attempts is {max_attempts}). "
+        f"Find out what kills the worker, then: celery durable resume {row.id}"
+    )
+    connection.execute(
+        sa.update(executions)
+        .where(_x.pk == row.pk)
+        .values(state=State.QUARANTINED.value, wake_at=None, lease_until=0, epoch=_x.epoch + 1, updated_at=now_ms())
+    )
+    put_payload(connection, row.pk, PayloadKind.REASON, StoredPayload(0, reason.encode()))
+    return reason
+
+
+def lease_lost(row: Any) -> LeaseLost:
+    """The error for a fence that no longer holds; ``row`` is what the execution is now."""
+    if row is None:
+        return LeaseLost("the execution's row is gone; its result is dropped.")
+    state = State(row.state)
+    if state is State.RUNNING:
+        return LeaseLost(
+            f"another owner took the execution over (its epoch is {row.epoch} now); this one's result is dropped."
+        )
+    return LeaseLost(f"the execution is {state.value} now; this owner's result is dropped.", state=state)

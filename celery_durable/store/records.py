@@ -1,0 +1,295 @@
+"""What goes into the store and comes out of it: plain typed values, no SQL."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from ..effects import Effect
+
+__all__ = [
+    "EFFECT_OF_CODE",
+    "FINAL_STATES",
+    "PARKED_STATES",
+    "Batch",
+    "Closed",
+    "Due",
+    "EffectCode",
+    "Entry",
+    "EntryKind",
+    "Execution",
+    "Fence",
+    "GuardHolder",
+    "Journaled",
+    "OpenRequest",
+    "Opened",
+    "PayloadKind",
+    "Refusal",
+    "Refused",
+    "State",
+    "StoredPayload",
+]
+
+
+class State(str, enum.Enum):
+    """State of an execution."""
+
+    #: Nobody runs it; it may start at once.
+    PENDING = "pending"
+    #: Somebody holds, or held, its lease.
+    RUNNING = "running"
+    #: It waits for its time, and holds nothing meanwhile.
+    SUSPENDED = "suspended"
+    #: Parked: a guarded effect is in doubt, an operator decides.
+    AMBIGUOUS = "ambiguous"
+    #: Parked: it killed its workers too often, or its body and journal disagree.
+    QUARANTINED = "quarantined"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+FINAL_STATES: Final = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED})
+PARKED_STATES: Final = frozenset({State.AMBIGUOUS, State.QUARANTINED})
+
+
+class EntryKind(enum.IntEnum):
+    """What a journal entry says. The numbers are stored: never reuse one."""
+
+    #: A guarded operation is about to run.
+    INTENT = 1
+    #: A try failed in a way that is known; the step may be tried again.
+    ATTEMPT = 2
+    #: Lost knowledge was noticed; says which policy decided what.
+    AUDIT = 3
+    #: The step's value.
+    RESULT = 4
+    #: The step raised, and the body handled it.
+    ERROR = 5
+    #: SKIP assumed that the effect happened.
+    SKIPPED = 6
+    #: The operation was done, its result could not be stored.
+    LOST = 7
+    #: A parallel scope was opened here.
+    SCOPE = 8
+    #: The parallel scope ended; the payload counts the steps of its branches.
+    SCOPE_END = 9
+    #: ``ctx.patched(id)`` was true here.
+    PATCH = 10
+    #: An operator decided that the step is to be run.
+    RUN_AGAIN = 11
+    #: This generation was aborted; the payload says why.
+    ABORTED = 12
+    #: Several finished idempotent steps in one row.
+    CHECKPOINT = 13
+
+
+class EffectCode(enum.IntEnum):
+    """How an effect is stored. Never reuse a number."""
+
+    IDEMPOTENT = 1
+    AT_LEAST_ONCE = 2
+    EXACTLY_ONCE_GUARDED = 3
+
+
+EFFECT_OF_CODE: Final = {
+    EffectCode.IDEMPOTENT: Effect.IDEMPOTENT,
+    EffectCode.AT_LEAST_ONCE: Effect.AT_LEAST_ONCE,
+    EffectCode.EXACTLY_ONCE_GUARDED: Effect.EXACTLY_ONCE_GUARDED,
+}
+
+
+class PayloadKind(enum.IntEnum):
+    """What a payload row holds. Never reuse a number."""
+
+    #: The Celery message, to be sent again.
+    ENVELOPE = 1
+    #: The value or error with which the execution ended.
+    OUTCOME = 2
+    #: Why it was parked, cancelled or failed from outside; text.
+    REASON = 3
+
+
+class StoredPayload(NamedTuple):
+    """Encoded bytes and the tag of the codec that made them."""
+
+    codec: int
+    data: bytes
+
+
+class Fence(NamedTuple):
+    """The right to write to an execution's journal, as it was granted."""
+
+    pk: int
+    epoch: int
+
+
+class Entry(NamedTuple):
+    """One journal entry on its way into the store."""
+
+    scope: str
+    position: int
+    entry: int
+    kind: EntryKind
+    effect: EffectCode | None
+    name: str
+    fingerprint: bytes | None = None
+    key: bytes | None = None
+    attempt: int = 1
+    duration_us: int | None = None
+    payload: StoredPayload | None = None
+
+
+class Journaled(NamedTuple):
+    """One journal entry as the store gives it back."""
+
+    generation: int
+    scope: str
+    position: int
+    entry: int
+    kind: int
+    effect: int | None
+    name: str
+    fingerprint: bytes | None
+    key: bytes | None
+    epoch: int
+    attempt: int
+    at: int
+    duration_us: int | None
+    codec: int | None
+    payload: bytes | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Entries of one execution that are committed together."""
+
+    fence: Fence
+    generation: int
+    entries: tuple[Entry, ...]
+    #: How many of the entries finish a step; keeps the row's ``steps``.
+    steps: int = 0
+    #: True when an earlier commit of it was not acknowledged: perhaps it is in.
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class OpenRequest:
+    """A message asks for the right to run."""
+
+    id: str
+    task: str
+    #: Unique for this opening; the store recognises its own commit by it.
+    owner: str
+    #: Celery's retry number of the message.
+    retries: int
+    #: The message, stored when the execution is new.
+    envelope: StoredPayload | None
+    #: The row's key, where the message carries it (it was written at publish).
+    pk: int | None = None
+    #: False for eager runs: recovery never looks at them.
+    recoverable: bool = True
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The lease was granted."""
+
+    fence: Fence
+    owner: str
+    generation: int
+    base_generation: int
+    attempts: int
+    retries: int
+    #: True where the journal may hold entries.
+    resumed: bool
+    #: True where a previous owner died.
+    taken_over: bool = False
+    steps: int = 0
+
+
+class Refusal(enum.Enum):
+    """Why a message may not run."""
+
+    #: Another owner runs it now.
+    LIVE = "live"
+    #: A message of an earlier attempt, or one that came before its time.
+    STALE = "stale"
+    #: It waits for an operator.
+    PARKED = "parked"
+    #: This message would be one take-over too many; it has just been parked.
+    QUARANTINED = "quarantined"
+    #: It ended, and Celery was told.
+    DONE = "done"
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The message is to be dropped."""
+
+    why: Refusal
+    state: State
+
+
+@dataclass(frozen=True)
+class Closed:
+    """It ended, but nobody knows whether Celery was told: hand the stored outcome on once more."""
+
+    pk: int
+    state: State
+    outcome: StoredPayload | None
+
+
+@dataclass(frozen=True)
+class Execution:
+    """A row of the executions table."""
+
+    pk: int
+    namespace: str
+    id: str
+    task: str
+    state: State
+    epoch: int
+    owner: str | None
+    #: ms since the epoch, UTC.
+    lease_until: int
+    wake_at: int | None
+    generation: int
+    base_generation: int
+    attempts: int
+    retries: int
+    sends: int
+    steps: int
+    created_at: int
+    updated_at: int
+
+
+@dataclass(frozen=True)
+class Due:
+    """An execution that recovery has claimed: its message is to be sent."""
+
+    pk: int
+    id: str
+    task: str
+    state: State
+    #: 0 where it never ran.
+    epoch: int
+    sends: int
+    envelope: StoredPayload | None
+
+
+@dataclass(frozen=True)
+class GuardHolder:
+    """Who holds a global idempotency key, and what is known of its operation."""
+
+    pk: int
+    generation: int
+    fingerprint: bytes
+    execution: Execution | None
+    #: True while the holder's lease has not run out.
+    live: bool
+    entries: list[Journaled] = field(default_factory=list)

@@ -1,0 +1,192 @@
+"""What recovery asks of the store: what is due, who died, what was published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import IntegrityError
+
+from .database import Database
+from .ownership import quarantine
+from .records import Due, PayloadKind, State, StoredPayload
+from .tables import executions, new_pk, now_ms, payloads
+
+__all__ = ["Claims", "Parked", "Published", "RecoveryStore"]
+
+_x = executions.c
+
+#: Longest pause between two sends of one message, in milliseconds.
+_LONGEST_SPACING = 3_600_000
+#: 2 ** 12 leases are beyond it for every lease of a second or more.
+_MOST_DOUBLINGS = 12
+
+
+class Published(NamedTuple):
+    """A message that is about to be published, to be recorded first (the outbox)."""
+
+    id: str
+    task: str
+    retries: int
+    envelope: StoredPayload
+    #: Milliseconds from now until the message is due (its countdown or ETA).
+    delay_ms: int = 0
+
+
+class Parked(NamedTuple):
+    """An execution that was quarantined instead of being sent once more."""
+
+    id: str
+    task: str
+    reason: str
+
+
+class Claims(NamedTuple):
+    """One round of recovery."""
+
+    due: list[Due]
+    parked: list[Parked]
+    #: Milliseconds until the next row is due; ``None`` when there is none. Zero or less: claim again at once.
+    next_ms: int | None
+
+
+class RecoveryStore:
+    """Claims of one namespace.
+
+    :param lease_ms: also the spacing of repeated sends of one message; it doubles with every send.
+    """
+
+    def __init__(self, database: Database, *, namespace: str, lease_ms: int, max_attempts: int) -> None:
+        self._database = database
+        self._namespace = namespace
+        self._lease_ms = lease_ms
+        self._max_attempts = max_attempts
+
+    def claim(self, limit: int) -> Claims:
+        """Take up to ``limit`` executions whose message must be sent: leases that ran out, waits that ended,
+        messages that never started, outcomes that Celery was not told.
+
+        Rows that another service holds are skipped. A claimed row comes up again after a while that doubles each
+        time, because a message may just be waiting in a long queue.
+        """
+        lapsed = sa.or_(_x.state != State.RUNNING.value, _x.lease_until <= now_ms())
+        query = (
+            sa.select(_x.pk, _x.id, _x.task, _x.state, _x.epoch, _x.sends, _x.attempts)
+            .where(_x.namespace == self._namespace, _x.wake_at <= now_ms(), lapsed)
+            .order_by(_x.wake_at)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+
+        def work(connection: Connection) -> Claims:
+            rows = connection.execute(query).all()
+            parked = [r for r in rows if r.state == State.RUNNING.value and r.attempts >= self._max_attempts]
+            reasons = [Parked(r.id, r.task, quarantine(connection, r, self._max_attempts)) for r in parked]
+            claimed = [r for r in rows if r not in parked]
+            for row in claimed:
+                spacing = min(self._lease_ms << min(row.sends, _MOST_DOUBLINGS), _LONGEST_SPACING)
+                connection.execute(
+                    sa.update(executions).where(_x.pk == row.pk).values(wake_at=now_ms() + spacing, sends=_x.sends + 1)
+                )
+            envelopes = self._envelopes(connection, [r.pk for r in claimed])
+            following = connection.execute(
+                sa.select(sa.func.min(_x.wake_at) - now_ms()).where(
+                    _x.namespace == self._namespace, _x.wake_at.is_not(None)
+                )
+            ).scalar()
+            due = [Due(r.pk, r.id, r.task, State(r.state), r.epoch, r.sends, envelopes.get(r.pk)) for r in claimed]
+            return Claims(due, reasons, None if following is None else int(following))
+
+        return self._database.write(work)
+
+    @staticmethod
+    def _envelopes(connection: Connection, pks: Sequence[int]) -> dict[int, StoredPayload]:
+        if not pks:
+            return {}
+        query = sa.select(payloads.c.pk, payloads.c.codec, payloads.c.data).where(
+            payloads.c.pk.in_(list(pks)), payloads.c.kind == int(PayloadKind.ENVELOPE)
+        )
+        return {r.pk: StoredPayload(r.codec, bytes(r.data)) for r in connection.execute(query)}
+
+    def unsent(self, pk: int, delay_ms: int) -> None:
+        """A claimed message could not be sent: let it come up again after ``delay_ms``."""
+        self._database.write(
+            lambda c: c.execute(
+                sa.update(executions).where(_x.pk == pk, _x.wake_at.is_not(None)).values(wake_at=now_ms() + delay_ms)
+            )
+        )
+
+    def forsake(self, owner_prefix: str) -> int:
+        """A process is known to be dead: its leases run out now.
+
+        :param owner_prefix: what the owner ids of that process begin with.
+        :returns: how many leases it held.
+        """
+        if not owner_prefix:
+            raise ValueError("an empty owner prefix would take every lease away")
+        mine = sa.and_(
+            _x.namespace == self._namespace,
+            _x.wake_at.is_not(None),
+            _x.state == State.RUNNING.value,
+            _x.owner >= owner_prefix,
+            _x.owner < owner_prefix[:-1] + chr(ord(owner_prefix[-1]) + 1),
+        )
+        return self._database.write(
+            lambda c: c.execute(sa.update(executions).where(mine).values(lease_until=0, wake_at=now_ms())).rowcount
+        )
+
+    def publish(self, messages: Sequence[Published]) -> list[int]:
+        """Record messages before they are published, in one transaction.
+
+        :returns: the primary key of each; of the existing row where the id is known already.
+        """
+        try:
+            return self._database.write(lambda c: self._publish(c, messages, look=False))
+        except IntegrityError:
+            return self._database.write(lambda c: self._publish(c, messages, look=True))
+
+    def _publish(self, connection: Connection, messages: Sequence[Published], *, look: bool) -> list[int]:
+        keys = [new_pk() for _ in messages]
+        known: dict[str, int] = {}
+        if look:
+            query = sa.select(_x.id, _x.pk).where(_x.namespace == self._namespace, _x.id.in_([m.id for m in messages]))
+            known = {row.id: row.pk for row in connection.execute(query)}
+        rows, data = [], []
+        for pk, message in zip(keys, messages):
+            if message.id in known:
+                continue
+            rows.append(
+                {
+                    "pk": pk,
+                    "namespace": self._namespace,
+                    "id": message.id,
+                    "task": message.task,
+                    "state": State.PENDING.value,
+                    "epoch": 0,
+                    "lease_until": 0,
+                    "delay": message.delay_ms,
+                    "generation": 1,
+                    "base_generation": 1,
+                    "attempts": 0,
+                    "retries": message.retries,
+                    "sends": 0,
+                    "steps": 0,
+                }
+            )
+            data.append(
+                {
+                    "pk": pk,
+                    "kind": int(PayloadKind.ENVELOPE),
+                    "codec": message.envelope.codec,
+                    "data": message.envelope.data,
+                }
+            )
+        if rows:
+            wake = now_ms() + self._lease_ms + sa.bindparam("delay", type_=sa.BigInteger)
+            connection.execute(
+                sa.insert(executions).values(wake_at=wake, created_at=now_ms(), updated_at=now_ms()), rows
+            )
+            connection.execute(sa.insert(payloads), data)
+        return [known.get(m.id, pk) for pk, m in zip(keys, messages)]

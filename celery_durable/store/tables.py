@@ -1,0 +1,178 @@
+"""The journal's tables.
+
+Times are integers: milliseconds since 1970-01-01 UTC by the *database's* clock, because they are compared and
+added on three databases whose interval arithmetic has nothing in common (see :func:`now_ms`).
+
+``pk`` is a number that grows with time and is made by the writer, so that rows of one time lie side by side
+in every index and an execution can be written together with its first entries in one transaction.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    UniqueConstraint,
+)
+from sqlalchemy.dialects import mysql
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import GenericFunction
+
+__all__ = ["executions", "guards", "journal", "metadata", "new_pk", "now_ms", "payloads"]
+
+metadata = MetaData()
+
+_MYSQL = ("mysql", "mariadb")
+#: Any size; the settings limit it, not the column.
+_Blob = LargeBinary().with_variant(mysql.LONGBLOB(), *_MYSQL)
+#: A BLAKE3 hash.
+_Hash = LargeBinary(32).with_variant(mysql.BINARY(32), *_MYSQL)
+
+
+def _text(length: int) -> Any:
+    """Text that is compared byte by byte everywhere; MySQL's default collations ignore case."""
+    return String(length).with_variant(mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_bin"), *_MYSQL)
+
+
+def _ascii(length: int) -> Any:
+    return String(length).with_variant(mysql.VARCHAR(length, charset="ascii", collation="ascii_bin"), *_MYSQL)
+
+
+#: One row per execution: narrow, hot, without payloads.
+executions = Table(
+    "durable_execution",
+    metadata,
+    Column("pk", BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=False),
+    #: The application it belongs to (``durable_namespace``).
+    Column("namespace", _text(64), nullable=False),
+    #: The Celery task id, or the id that the caller chose.
+    Column("id", _text(255), nullable=False),
+    Column("task", _text(255), nullable=False),
+    #: A :class:`~celery_durable.store.records.State`.
+    Column("state", _ascii(12), nullable=False),
+    #: Fencing number: grows whenever the right to run changes hands.
+    Column("epoch", Integer, nullable=False),
+    #: Which process, and which opening in it, holds or last held the lease.
+    Column("owner", _ascii(96), nullable=True),
+    Column("lease_until", BigInteger, nullable=False),
+    #: When recovery must look at this row; NULL where it never has to.
+    Column("wake_at", BigInteger, nullable=True),
+    #: The journal's current generation; a divergence starts the next one.
+    Column("generation", Integer, nullable=False),
+    #: The first generation that belongs to the present task (``Task.replace`` starts anew under the same id).
+    Column("base_generation", Integer, nullable=False),
+    #: Take-overs from an owner that died.
+    Column("attempts", Integer, nullable=False),
+    #: Celery's ``request.retries`` of the message that may run next.
+    Column("retries", Integer, nullable=False),
+    #: How often recovery has sent the message since it last ran; spaces out further sends.
+    Column("sends", Integer, nullable=False),
+    #: Steps journaled in the current generation.
+    Column("steps", Integer, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    UniqueConstraint("namespace", "id", name="uq_durable_execution_id"),
+)
+
+#: What recovery scans. Rows that need no look have no entry where the database has partial indexes.
+Index(
+    "ix_durable_execution_wake",
+    executions.c.namespace,
+    executions.c.wake_at,
+    sqlite_where=executions.c.wake_at.is_not(None),
+    postgresql_where=executions.c.wake_at.is_not(None),
+)
+
+#: What is too big for the hot row: the message's envelope, the outcome, why it was parked.
+payloads = Table(
+    "durable_payload",
+    metadata,
+    Column("pk", BigInteger, primary_key=True, autoincrement=False),
+    #: A :class:`~celery_durable.store.records.PayloadKind`.
+    Column("kind", SmallInteger, primary_key=True, autoincrement=False),
+    Column("codec", SmallInteger, nullable=False),
+    Column("data", _Blob, nullable=False),
+)
+
+#: The append-only record. The primary key is the order in which a body asks, so replay reads a range.
+journal = Table(
+    "durable_journal",
+    metadata,
+    Column("pk", BigInteger, primary_key=True, autoincrement=False),
+    Column("generation", Integer, primary_key=True, autoincrement=False),
+    #: "" is the body; a branch has a path such as "4.0" (first branch of the scope at position 4).
+    Column("scope", _ascii(200), primary_key=True),
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    #: Number of the entry among those of its position: intent 0, result 1, ...
+    Column("entry", SmallInteger, primary_key=True, autoincrement=False),
+    #: An :class:`~celery_durable.store.records.EntryKind`.
+    Column("kind", SmallInteger, nullable=False),
+    #: An :class:`~celery_durable.store.records.EffectCode`; NULL for entries that are no step's.
+    Column("effect", SmallInteger, nullable=True),
+    Column("name", _text(255), nullable=False),
+    Column("fingerprint", _Hash, nullable=True),
+    #: The idempotency key; guarded steps only.
+    Column("key", _Hash, nullable=True),
+    #: The epoch that wrote the row.
+    Column("epoch", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    #: How long the operation took, in microseconds.
+    Column("duration_us", BigInteger, nullable=True),
+    Column("codec", SmallInteger, nullable=True),
+    Column("payload", _Blob, nullable=True),
+)
+
+#: Who holds an idempotency key that names an operation for the whole application (``key=``).
+guards = Table(
+    "durable_guard",
+    metadata,
+    Column("key", _Hash, primary_key=True),
+    Column("fingerprint", _Hash, nullable=False),
+    Column("pk", BigInteger, nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("scope", _ascii(200), nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+
+class now_ms(GenericFunction[int]):
+    """The database's clock: milliseconds since the epoch, UTC."""
+
+    type = BigInteger()
+    inherit_cache = True
+
+
+@compiles(now_ms)
+def _now_standard(element: Any, compiler: Any, **kw: Any) -> str:
+    # clock_timestamp(), not now(): a transaction that waited for a lock must not use its start time.
+    return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)"
+
+
+@compiles(now_ms, "sqlite")
+def _now_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
+    return "CAST(ROUND((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER)"
+
+
+@compiles(now_ms, "mysql", "mariadb")
+def _now_mysql(element: Any, compiler: Any, **kw: Any) -> str:
+    # Not UNIX_TIMESTAMP(NOW()): that goes through the session's time zone and repeats an hour each autumn.
+    # SYSDATE-like exactness inside one statement is not needed: our transactions are a few statements long.
+    return "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6)) DIV 1000)"
+
+
+def new_pk() -> int:
+    """A fresh primary key: 41 bits of milliseconds, then 22 random ones. The insert notices a collision."""
+    return (int(time.time() * 1000) - 1_577_836_800_000 << 22 | secrets.randbits(22)) & 0x7FFF_FFFF_FFFF_FFFF

@@ -1,0 +1,98 @@
+"""The task base class: ``@app.task(base=DurableTask)``, or ``Celery(task_cls=DurableTask)``."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+from typing import TYPE_CHECKING, Any
+
+from celery import Task
+
+from .current import active
+from .install import install
+from .plain import PlainContext
+from .session import Session, current_session
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from .context import DurableContext
+
+__all__ = ["DurableTask"]
+
+logger = logging.getLogger(__name__)
+
+
+class DurableTask(Task):  # type: ignore[type-arg]
+    """A task whose executions are durable: a retry, a killed worker, a redelivered message or a deploy resumes it
+    where it stopped.
+
+    Late acknowledgement and requeueing on a lost worker are part of the protocol and forced on; how often an
+    execution may be taken over is limited by ``durable_max_attempts``. Binding the task to its app installs
+    everything else.
+
+    Called directly, a task is the plain function it was.
+    """
+
+    abstract = True
+    acks_late = True
+    reject_on_worker_lost = True
+    Request = "celery_durable.worker.request:DurableRequest"
+
+    @classmethod
+    def on_bound(cls, app: Celery) -> None:
+        """Connect the app's workers and publishers to the journal."""
+        super().on_bound(app)
+        if cls.name is not None and cls.name.startswith("celery."):
+            return
+        for option in ("acks_late", "reject_on_worker_lost"):
+            if not getattr(cls, option):
+                logger.warning(
+                    "%s: %s=False is ignored; a durable task acknowledges late and is requeued when its worker is lost",
+                    cls.name,
+                    option,
+                )
+                setattr(cls, option, True)
+        run = inspect.getattr_static(cls, "run")
+        function = run.__func__ if isinstance(run, staticmethod) else run
+        if inspect.iscoroutinefunction(function):
+            driven = _synchronous(function)
+            cls.run = staticmethod(driven) if isinstance(run, staticmethod) else driven
+        install(app)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the body: durably for a message, plainly for a direct call and for Celery's own tasks."""
+        request = self.request
+        if request.called_directly or self.name.startswith("celery."):
+            return self.run(*args, **kwargs)
+        return Session(self, request).execute(args, kwargs)
+
+    @property
+    def durable(self) -> DurableContext:
+        """The durable side of the running body. In a direct call, one whose steps are plain calls."""
+        here = active.get()
+        return here.context if here is not None else PlainContext()
+
+    def retry(self, *args: Any, **kwargs: Any) -> Any:
+        """As Celery's; but what a retry cannot cure goes to an operator instead of being tried again."""
+        session = current_session()
+        if session is not None and session.task.name == self.name:
+            session.before_retry()
+        return super().retry(*args, **kwargs)
+
+
+def _synchronous(function: Any) -> Any:
+    """An ``async def`` body for Celery to call: in a durable run it is driven to its end.
+
+    It has to happen here, below ``autoretry_for``, which Celery wraps around ``run``.
+    """
+
+    @functools.wraps(function)
+    def drive(*args: Any, **kwargs: Any) -> Any:
+        coroutine = function(*args, **kwargs)
+        # Called directly it is a coroutine function, as it was written.
+        return asyncio.run(coroutine) if current_session() is not None else coroutine
+
+    return drive

@@ -1,0 +1,46 @@
+"""What the service does when a process of its worker asks it to."""
+
+from __future__ import annotations
+
+import builtins
+from typing import TYPE_CHECKING, Any
+
+from billiard import exceptions as billiard_exceptions
+
+from ..errors import UnknownExecution, WrongState
+from ..outcome import pack_error
+from ..runtime import Runtime
+from ..store import Operations
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ["handle", "operations"]
+
+
+def operations(app: Celery) -> Operations:
+    """Operations on the app's executions."""
+    runtime = Runtime.of(app)
+    return Operations(runtime.database, namespace=runtime.settings.namespace)
+
+
+def handle(app: Celery, message: dict[str, Any]) -> None:
+    """Do what ``message`` asks.
+
+    :raises JournalUnavailable: when the database did not answer; ask again.
+    """
+    op = message["op"]
+    if op == "cancel":
+        try:
+            operations(app).cancel(message["id"], message["reason"])
+        except (UnknownExecution, WrongState):
+            pass  # it ended on its own, or never had a row
+    elif op == "fail":
+        name = message["error"]
+        cls = getattr(billiard_exceptions, name, None) or getattr(builtins, name, RuntimeError)
+        outcome = pack_error(Runtime.of(app), cls(*message["args"]))
+        operations(app).fail(message["id"], outcome, message["reason"])
+    elif op == "forsake":
+        Runtime.of(app).recovery.forsake(message["owner"])
+    else:
+        raise ValueError(f"unknown request {op!r}")

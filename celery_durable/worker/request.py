@@ -1,0 +1,33 @@
+"""What the worker's main process knows of a message, and tells the journal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery.worker.request import Request
+
+from .control import control_of
+
+__all__ = ["DurableRequest"]
+
+
+class DurableRequest(Request):
+    """Celery's request, for durable tasks.
+
+    A killed child needs nothing here: the recovery service sees its connection end. What nobody else sees is a hard
+    time limit: Celery marks the task failed in this process, and the execution must not come back.
+    """
+
+    def __init__(self, message: Any, **options: Any) -> None:
+        super().__init__(message, **options)
+        # The body's process must be able to store the message in the form in which it came.
+        if self.content_type:
+            self._request_dict["durable_content_type"] = self.content_type
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """A time limit was reached. The hard one ends the execution, before the child can give it back."""
+        if not soft and self.task.acks_on_timeout is not False:
+            control_of(self.app).fail(
+                str(self.id), f"the hard time limit of {timeout} s was exceeded", "TimeLimitExceeded", timeout
+            )
+        super().on_timeout(soft, timeout)

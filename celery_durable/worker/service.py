@@ -1,0 +1,219 @@
+"""Recovery: sends the messages of executions whose lease ran out, whose time has come, that never started, or whose
+outcome Celery was not told.
+
+It runs next to the bodies and not among them: in a process of its own under prefork, in a native thread in the other
+pools, alone as ``celery durable service``. Any number may run; they share the work by skip-locked claims.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import select
+import socket
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from .. import envelope as envelopes
+from ..errors import DurableError
+from ..faults import reached
+from ..runtime import Runtime
+from ..signals import park
+from ..store import Database, RecoveryStore
+from ..store.records import Due, State
+from .control import peer_is_us
+from .handlers import handle
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ["Service"]
+
+logger = logging.getLogger(__name__)
+
+#: Executions claimed in one transaction.
+_BATCH: Final = 100
+#: Pause after a failure, in seconds; doubled up to the limit.
+_FIRST_PAUSE: Final = 0.25
+_LONGEST_PAUSE: Final = 5.0
+
+
+class Service:
+    """One recovery service.
+
+    :param server: listens for the processes of the worker; None where they live in this one.
+    """
+
+    def __init__(self, app: Celery, server: socket.socket | None = None) -> None:
+        self.app = app
+        self.runtime = Runtime.of(app)
+        self.settings = self.runtime.settings
+        self._stopping = False
+        self._server = server
+        #: connection -> (bytes read so far, owner prefix once it said hello)
+        self._peers: dict[socket.socket, tuple[bytes, str]] = {}
+        database = self.runtime.database
+        if not database.in_memory:
+            # Its own connection: never waits behind a body for one, and lives in its own thread.
+            database = Database(self.settings.database_url, timeout=self.settings.ack_timeout, pooled=False)
+        self.recovery = RecoveryStore(
+            database,
+            namespace=self.settings.namespace,
+            lease_ms=self.settings.lease_ms,
+            max_attempts=self.settings.max_attempts,
+        )
+        self._connection: Any = None
+        self._producer: Any = None
+
+    def stop(self) -> None:
+        """Leave :meth:`run` soon."""
+        self._stopping = True
+
+    def run(self, sleep: Callable[[float], None] = time.sleep) -> None:
+        """Recover until :meth:`stop`."""
+        pause = _FIRST_PAUSE
+        while not self._stopping:
+            try:
+                wait = self.round()
+                pause = _FIRST_PAUSE
+            except Exception as error:
+                # Whatever it is, the next round may succeed; nothing else would recover these executions.
+                expected = isinstance(error, DurableError)
+                logger.warning("recovery failed and goes on: %s", error, exc_info=not expected)
+                self._disconnect()
+                wait = pause
+                pause = min(pause * 2, _LONGEST_PAUSE)
+            self._wait(wait, sleep)
+        self._disconnect()
+
+    def round(self) -> float:
+        """Claim and send once.
+
+        :returns: seconds until the next round is due.
+        """
+        claims = self.recovery.claim(_BATCH)
+        reached("recovery.after_claim")
+        for parked in claims.parked:
+            self._show_parked(parked.id, parked.reason)
+            park(parked.task, parked.id, State.QUARANTINED, parked.reason)
+        for due in claims.due:
+            self._send(due)
+        if len(claims.due) + len(claims.parked) >= _BATCH:
+            return 0.0
+        interval = self.settings.recovery_interval
+        return interval if claims.next_ms is None else min(max(claims.next_ms / 1000, 0.01), interval)
+
+    def _send(self, due: Due) -> None:
+        if due.envelope is None:
+            logger.error("%s[%s] is due but its message was not stored; it cannot be sent again", due.task, due.id)
+            return
+        message = envelopes.unpack(due.envelope, self.runtime.envelope_codec)
+        try:
+            envelopes.resend(self.app, message, due.pk, producer=self._ready(), started=due.epoch > 0)
+        except Exception:
+            self.recovery.unsent(due.pk, int(self.settings.recovery_interval * 1000))
+            raise
+        level = logging.INFO if due.sends == 0 else logging.DEBUG
+        logger.log(level, "%s[%s] (%s) is sent again", due.task, due.id, due.state)
+
+    def _ready(self) -> Any:
+        """A producer over a connection of this service's own."""
+        if self._producer is None:
+            self._connection = self.app.connection_for_write()
+            self._producer = self.app.amqp.Producer(self._connection, auto_declare=False)
+        return self._producer
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            try:
+                self._connection.release()
+            except Exception as error:
+                logger.debug("closing the broker connection failed: %s", error)
+        self._connection = self._producer = None
+
+    def _show_parked(self, execution_id: str, reason: str) -> None:
+        try:
+            self.app.backend.store_result(execution_id, {"reason": reason}, State.QUARANTINED.value.upper())
+        except Exception as error:
+            logger.warning("the result backend was not told that %s is quarantined: %s", execution_id, error)
+
+    # -- the worker's other processes -----------------------------------------------------------------------
+
+    def _wait(self, seconds: float, sleep: Callable[[float], None]) -> None:
+        """Wait, and meanwhile hear what the other processes of the worker say."""
+        if self._server is None:
+            sleep(seconds)
+            return
+        deadline = time.monotonic() + seconds
+        while not self._stopping:
+            left = max(deadline - time.monotonic(), 0)
+            readable, _, _ = select.select([self._server, *self._peers], [], [], left)
+            urgent = False
+            for connection in readable:
+                if connection is self._server:
+                    self._accept()
+                else:
+                    urgent |= self._hear(connection)
+            if urgent or not readable:
+                return
+
+    def _accept(self) -> None:
+        assert self._server is not None
+        connection, _ = self._server.accept()
+        if peer_is_us(connection):
+            connection.setblocking(False)
+            self._peers[connection] = (b"", "")
+        else:
+            connection.close()
+
+    def _hear(self, connection: socket.socket) -> bool:
+        """Read from a peer.
+
+        :returns: True when there is something to recover now.
+        """
+        buffered, owner = self._peers[connection]
+        try:
+            data = connection.recv(65536)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            del self._peers[connection]
+            connection.close()
+            return bool(owner) and self._forsake(owner)
+        *lines, rest = (buffered + data).split(b"\n")
+        self._peers[connection] = (rest, owner)
+        for line in lines:
+            message = json.loads(line)
+            if message["op"] == "hello":
+                self._peers[connection] = (rest, message["owner"])
+            elif message["op"] == "bye":
+                self._peers[connection] = (rest, "")
+            else:
+                self._answer(connection, message)
+        return False
+
+    def _forsake(self, owner: str) -> bool:
+        """A pool process died: its executions go on at once."""
+        try:
+            count = self.recovery.forsake(owner)
+        except DurableError as error:
+            logger.warning("the leases of a dead process must lapse by themselves: %s", error)
+            return False
+        if count:
+            logger.warning("a pool process died; %d execution(s) of it go on elsewhere", count)
+        return count > 0
+
+    def _answer(self, connection: socket.socket, message: dict[str, Any]) -> None:
+        try:
+            handle(self.app, message)
+            answer = {"ok": True}
+        except Exception as error:
+            logger.warning("%s failed: %s", message.get("op"), error)
+            answer = {"ok": False}
+        try:
+            connection.sendall(json.dumps(answer).encode() + b"\n")
+        except OSError as error:
+            logger.debug("nobody waits for the answer any more: %s", error)

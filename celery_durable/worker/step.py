@@ -1,0 +1,132 @@
+"""The bootstep that puts a recovery service beside a worker's pool."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from billiard.context import Process
+from celery import bootsteps
+
+from ..lease import native_thread
+from ..settings import load
+from .control import SocketControl, address_of, listen, set_control
+from .service import Service
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ["DurableStep", "serve"]
+
+logger = logging.getLogger(__name__)
+
+#: How often the service process is looked after, in seconds.
+_CHECK_INTERVAL = 1.0
+#: How long it may take to end in order, in seconds.
+_STOP_PATIENCE = 3.0
+
+
+class DurableStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Starts, supervises and stops the recovery service of a worker."""
+
+    requires: ClassVar[set[str]] = {"celery.worker.components:Timer"}
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        super().__init__(worker, **options)
+        self._process: Process | None = None
+        self._service: Service | None = None
+        self._control: SocketControl | None = None
+        self._stopped = False
+        self._timer_entry: Any = None
+        # A wrong setting stops the worker here, before it takes a message.
+        load(worker.app)
+
+    def start(self, worker: Any) -> None:
+        """Start the service: a process under prefork, a native thread elsewhere."""
+        app = worker.app
+        self._stopped = False
+        if _forks(worker):
+            self._control = SocketControl(address_of(os.getpid()))
+            set_control(app, self._control)
+            self._spawn(app)
+            self._timer_entry = worker.timer.call_repeatedly(_CHECK_INTERVAL, self._look_after, (app,))
+        else:
+            self._service = Service(app)
+            native_thread(self._service.run, "durable-recovery")
+
+    def stop(self, worker: Any) -> None:
+        """End the service in order."""
+        self._stopped = True
+        if self._timer_entry is not None:
+            self._timer_entry.cancel()
+        if self._service is not None:
+            self._service.stop()
+        process, self._process = self._process, None
+        if process is not None and process.is_alive():
+            process.terminate()
+            process.join(_STOP_PATIENCE)
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGKILL)
+                process.join(_STOP_PATIENCE)
+        set_control(worker.app, None)
+
+    # Test workers and cold stops call this in its place.
+    terminate = stop
+
+    def _spawn(self, app: Celery) -> None:
+        self._process = Process(target=serve, args=(app, os.getpid()), name="durable-recovery")
+        self._process.daemon = True
+        self._process.start()
+
+    def _look_after(self, app: Celery) -> None:
+        if self._stopped or self._process is None:
+            return
+        if not self._process.is_alive():
+            logger.warning("the recovery process ended (exit code %s); it is started again", self._process.exitcode)
+            self._spawn(app)
+        if self._control is not None:
+            self._control.repeat()
+
+
+def _forks(worker: Any) -> bool:
+    """True where bodies run in child processes."""
+    cls = worker.pool_cls
+    module = getattr(cls, "__module__", str(cls))
+    return module.endswith(".prefork") or str(cls).split(":")[0].endswith("prefork")
+
+
+def serve(app: Celery, parent: int) -> None:
+    """The main function of the service process."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    _die_with(parent)
+    app.set_default()
+    app.set_current()
+    service = Service(app, listen(address_of(parent)))
+    signal.signal(signal.SIGTERM, lambda *_: service.stop())
+    _title()
+    logger.debug("recovery runs in process %d", os.getpid())
+    service.run()
+
+
+def _die_with(parent: int) -> None:
+    """End when the worker's main process does, however that ends."""
+    try:
+        from billiard.compat import set_pdeathsig
+    except ImportError:
+        set_pdeathsig = None
+    if set_pdeathsig is not None:
+        try:
+            set_pdeathsig(signal.SIGKILL)
+        except (OSError, NotImplementedError) as error:
+            logger.debug("the kernel cannot tie processes together: %s", error)
+    if os.getppid() != parent:
+        raise SystemExit("the worker is gone already")
+
+
+def _title() -> None:
+    from celery.platforms import set_process_title
+
+    set_process_title("celeryd: durable recovery")

@@ -1,0 +1,255 @@
+"""Appends to the journal: buffered ones, acknowledged ones, and the group commit that serves both.
+
+The thread that needs an acknowledgement commits for everybody: it drains the buffers of all executions of this
+process into one transaction. The others find their entries committed when their turn comes. Buffered entries
+that nobody asks for are committed by a timer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Sequence
+
+from .errors import DurableError, JournalUnavailable, LeaseLost
+from .faults import reached
+from .store.journal import Journal
+from .store.records import Batch, Entry, Fence
+
+__all__ = ["ExecutionBuffer", "JournalWriter"]
+
+logger = logging.getLogger(__name__)
+
+
+class ExecutionBuffer:
+    """What one execution has appended and not yet committed."""
+
+    __slots__ = (
+        "closed",
+        "committed",
+        "degraded",
+        "failure",
+        "fence",
+        "generation",
+        "limbo",
+        "pending",
+        "steps",
+        "total",
+        "verified_at",
+    )
+
+    def __init__(self, fence: Fence, generation: int, verified_at: float) -> None:
+        self.fence = fence
+        self.generation = generation
+        self.pending: list[Entry] = []
+        #: Steps that the pending entries finish.
+        self.steps = 0
+        #: Batches whose commit was not acknowledged: perhaps they are in, perhaps not.
+        self.limbo: list[Batch] = []
+        #: Entries appended, and entries known to be committed.
+        self.total = 0
+        self.committed = 0
+        #: Why nothing may be appended any more.
+        self.failure: DurableError | None = None
+        self.closed = False
+        #: The journal is unreachable and the application chose to run without durability.
+        self.degraded = False
+        #: time.monotonic() just before the latest transaction that verified the lease.
+        self.verified_at = verified_at
+
+
+class JournalWriter:
+    """Buffers and commits the entries of all executions of this process.
+
+    :param flush_interval: seconds within which a buffered entry is committed.
+    :param ack_timeout: longest wait for an acknowledged commit, in seconds.
+    """
+
+    def __init__(self, journal: Journal, *, flush_interval: float, ack_timeout: float) -> None:
+        self._journal = journal
+        self._flush_interval = flush_interval
+        self._ack_timeout = ack_timeout
+        self._dirty: dict[Fence, ExecutionBuffer] = {}
+        #: Guards the buffers; held for a few instructions only.
+        self._lock = threading.Lock()
+        #: Held by the leader of a group commit.
+        self._commit_lock = threading.Lock()
+        self._wake = threading.Event()
+        self._timer: threading.Thread | None = None
+
+    # -- appending ------------------------------------------------------------------------------------------
+
+    def append(self, buffer: ExecutionBuffer, entry: Entry, *, finishes: bool = False) -> None:
+        """Take an entry; it is committed within ``flush_interval``, or by the next :meth:`flush`.
+
+        :param finishes: the entry finishes a step.
+        :raises LeaseLost: when the execution is known to be somebody else's.
+        """
+        if buffer.failure is not None:
+            raise buffer.failure
+        with self._lock:
+            buffer.pending.append(entry)
+            buffer.total += 1
+            buffer.steps += finishes
+            fresh = buffer.fence not in self._dirty
+            if fresh:
+                self._dirty[buffer.fence] = buffer
+        if fresh:
+            if self._timer is None:
+                self._start_timer()
+            self._wake.set()
+
+    def flush(self, buffer: ExecutionBuffer) -> None:
+        """Return when everything appended to ``buffer`` so far is committed under its lease.
+
+        :raises LeaseLost: another owner took over; nothing was committed.
+        :raises JournalUnavailable: it could not be committed in time; perhaps some of it was. The error stays:
+            every later append of this execution raises it too.
+        """
+        ticket = buffer.total
+        if buffer.failure is not None:
+            raise buffer.failure
+        if buffer.committed >= ticket or buffer.degraded:
+            return
+        if not self._commit_lock.acquire(timeout=self._ack_timeout):
+            raise self._broken(buffer, f"no commit was possible within {self._ack_timeout:g} s (durable_ack_timeout).")
+        try:
+            if buffer.committed < ticket and buffer.failure is None:
+                self._commit()
+        except JournalUnavailable as error:
+            if buffer.committed < ticket:
+                raise self._broken(buffer, error.message) from error
+        finally:
+            self._commit_lock.release()
+        if buffer.failure is not None:
+            raise buffer.failure
+
+    def drain(self, buffer: ExecutionBuffer) -> Batch:
+        """Take what is left, for a transaction that ends this owner's run; nothing may be appended after it.
+
+        :raises LeaseLost: as :meth:`flush`.
+        :raises JournalUnavailable: as :meth:`flush`.
+        """
+        if not self._commit_lock.acquire(timeout=self._ack_timeout):
+            raise self._broken(buffer, f"no commit was possible within {self._ack_timeout:g} s (durable_ack_timeout).")
+        try:
+            # Nobody's commit is under way now. What has an unknown fate must be settled on its own.
+            if buffer.limbo and buffer.failure is None:
+                try:
+                    self._commit()
+                except JournalUnavailable as error:
+                    if buffer.limbo:
+                        raise self._broken(buffer, error.message) from error
+            if buffer.failure is not None:
+                raise buffer.failure
+            with self._lock:
+                self._dirty.pop(buffer.fence, None)
+                batch = self._take(buffer)
+                buffer.closed = True
+            return batch
+        finally:
+            self._commit_lock.release()
+
+    def give_back(self, buffer: ExecutionBuffer, batch: Batch) -> None:
+        """A drained batch could not be committed: keep it, as a batch of unknown fate."""
+        with self._lock:
+            buffer.limbo.append(batch)
+            buffer.closed = False
+            self._dirty[buffer.fence] = buffer
+
+    def settle(self, buffer: ExecutionBuffer) -> bool:
+        """Try once to commit what an abandoned execution left behind.
+
+        :returns: True when nothing is left: all is committed, or the execution is somebody else's.
+        """
+        if isinstance(buffer.failure, LeaseLost):
+            return True
+        with self._commit_lock:
+            try:
+                self._commit()
+            except JournalUnavailable:
+                return False
+        return not buffer.limbo and not buffer.pending
+
+    # -- committing -----------------------------------------------------------------------------------------
+
+    def _take(self, buffer: ExecutionBuffer) -> Batch:
+        batch = Batch(buffer.fence, buffer.generation, tuple(buffer.pending), buffer.steps)
+        buffer.pending = []
+        buffer.steps = 0
+        return batch
+
+    def _commit(self) -> None:
+        """Commit everything of everybody. The caller holds the commit lock."""
+        with self._lock:
+            buffers = list(self._dirty.values())
+            self._dirty.clear()
+            work = []
+            for buffer in buffers:
+                batches = [*buffer.limbo]
+                if buffer.pending:
+                    batches.append(self._take(buffer))
+                buffer.limbo = []
+                work.append((buffer, batches))
+        before = time.monotonic()
+        reached("writer.before_commit")
+        try:
+            lost = self._journal.append([b for _, batches in work for b in batches])
+        except BaseException:
+            self._put_back(work)
+            raise
+        reached("writer.after_commit")
+        for buffer, batches in work:
+            if buffer.fence in lost:
+                buffer.failure = LeaseLost(
+                    "another owner took the execution over, or it was cancelled; nothing of this owner is committed "
+                    "any more."
+                )
+            else:
+                buffer.committed += sum(len(b.entries) for b in batches)
+                buffer.verified_at = before
+
+    def _put_back(self, work: Sequence[tuple[ExecutionBuffer, list[Batch]]]) -> None:
+        with self._lock:
+            for buffer, batches in work:
+                # In front: the order within an execution is the order of its entries.
+                buffer.limbo = [dataclasses.replace(b, again=True) for b in batches] + buffer.limbo
+                self._dirty[buffer.fence] = buffer
+
+    @staticmethod
+    def _broken(buffer: ExecutionBuffer, reason: str) -> JournalUnavailable:
+        error = JournalUnavailable(reason)
+        if buffer.failure is None:
+            buffer.failure = error
+        return error
+
+    # -- timer ----------------------------------------------------------------------------------------------
+
+    def _start_timer(self) -> None:
+        with self._lock:
+            if self._timer is not None:
+                return
+            self._timer = threading.Thread(target=self._tick, name="durable-flush", daemon=True)
+        self._timer.start()
+
+    def _tick(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            time.sleep(self._flush_interval)
+            if not self._dirty:
+                continue
+            with self._commit_lock:
+                try:
+                    if self._dirty:
+                        self._commit()
+                except JournalUnavailable as error:
+                    # Buffered entries may wait: the next acknowledged commit will speak for the body.
+                    logger.warning("buffered journal entries could not be committed yet: %s", error)
+                    self._wake.set()
+                except Exception:
+                    logger.exception("the journal's flush timer failed; it goes on")
+                    time.sleep(1.0)
+                    self._wake.set()
