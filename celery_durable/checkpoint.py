@@ -29,7 +29,8 @@ _WHERE: Final = "a checkpoint"
 
 def expand(row: Journaled, codec: Codec) -> Sequence[Journaled]:
     """The rows that a checkpoint stands for."""
-    assert row.codec is not None and row.payload is not None
+    assert row.codec is not None
+    assert row.payload is not None
     return [
         row._replace(
             position=position,

@@ -267,18 +267,19 @@ class DurableContext:
         try:
             while True:
                 action = rules.send(answer)
-                kind = type(action)
-                if kind is Call:
+                if isinstance(action, Call):
                     if action.guarded:
                         run.assure_lease()
                     answer = self._operate(action.handle, call.op, call)
-                elif kind is Flush:
-                    answer = run.flush()
-                elif kind is Ask:
+                elif isinstance(action, Flush):
+                    run.flush()
+                    answer = None
+                elif isinstance(action, Ask):
                     answer = self._operate(action.handle, action.reconcile, call, action.handle)
-                elif kind is Pause:
-                    answer = time.sleep(action.seconds)
-                elif kind is Claim:
+                elif isinstance(action, Pause):
+                    time.sleep(action.seconds)
+                    answer = None
+                elif isinstance(action, Claim):
                     answer = run.claim(action.intent)
                 else:
                     self._let_go(action)
@@ -294,18 +295,18 @@ class DurableContext:
         try:
             while True:
                 action = rules.send(answer)
-                kind = type(action)
-                if kind is Call:
+                if isinstance(action, Call):
                     if action.guarded:
                         await asyncio.to_thread(run.assure_lease)
                     answer = await self._operate_async(action.handle, call.op, call)
-                elif kind is Flush:
+                elif isinstance(action, Flush):
                     answer = await asyncio.to_thread(run.flush)
-                elif kind is Ask:
+                elif isinstance(action, Ask):
                     answer = await self._operate_async(action.handle, action.reconcile, call, action.handle)
-                elif kind is Pause:
-                    answer = await asyncio.sleep(action.seconds)
-                elif kind is Claim:
+                elif isinstance(action, Pause):
+                    await asyncio.sleep(action.seconds)
+                    answer = None
+                elif isinstance(action, Claim):
                     answer = await asyncio.to_thread(run.claim, action.intent)
                 else:
                     self._let_go(action)
@@ -414,8 +415,8 @@ class DurableContext:
         if outer is not None:
             raise NestedStep(
                 f"{f'step {name!r}' if name else 'the durable context'} was asked for inside the operation of step "
-                f"{outer.name!r}. A step cannot contain steps: call it from the task's body, or call the plain function "
-                "(.operation of a @step)."
+                f"{outer.name!r}. A step cannot contain steps: call it from the task's body, or call the plain "
+                "function (.operation of a @step)."
             )
 
     def _diverge(self, error: ReplayDivergence) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from .effects import Effect
 from .errors import ReplayDivergence
@@ -22,7 +23,7 @@ UNEXPECTED = "CD105"
 UNREACHED = "CD106"
 BRANCHES = "CD107"
 
-_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_PACKAGE = str(Path(__file__).resolve().parent) + os.sep
 
 _CURE = (
     "The body changed, or does not ask for the same steps each time. Wrap what varies (time, random numbers, reads)\n"
@@ -35,8 +36,7 @@ def source_line() -> str:
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame = frame.f_back
-    path = frame.f_code.co_filename
-    return f"{os.path.join(*path.split(os.sep)[-2:]) if os.sep in path else path}:{frame.f_lineno}"
+    return f"{Path(*Path(frame.f_code.co_filename).parts[-2:])}:{frame.f_lineno}"
 
 
 def describe(name: str, effect: Effect | None, fingerprint: bytes | None) -> str:

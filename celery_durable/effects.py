@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, TypeVar, Union
+from typing import Any, Final, Generic, TypeVar
 
 from .errors import AmbiguityPolicyRequired, ConfigurationError
 
@@ -96,10 +96,10 @@ UNKNOWN: Final = Unknown.UNKNOWN
 #: "Not given", where ``None`` is a value.
 UNSET: Final = _Unset.UNSET
 
-Verdict = Union[Happened[Any], DidNotHappen, Unknown]
+Verdict = Happened[Any] | DidNotHappen | Unknown
 #: ``reconcile(handle, *args, **kwargs)``: asks the remote side what became of an interrupted operation.
 Reconcile = Callable[..., Any]
-Policy = Union[OnAmbiguous, Reconcile]
+Policy = OnAmbiguous | Reconcile
 
 _DEFAULT_POLICY: Final = {Intent.COST_BEARING: OnAmbiguous.SKIP}
 
@@ -146,9 +146,10 @@ class Guard:
                 "assumed= is the value of a skipped step and has no meaning under another policy than "
                 "OnAmbiguous.SKIP; remove one of the two."
             )
-        definite = self.definite if isinstance(self.definite, tuple) else (self.definite,)
+        given: Any = self.definite
+        definite = given if isinstance(given, tuple) else (given,)
         if not all(isinstance(e, type) and issubclass(e, BaseException) for e in definite):
-            raise ConfigurationError(f"definite= takes exception classes, not {self.definite!r}.")
+            raise ConfigurationError(f"definite= takes exception classes, not {given!r}.")
         object.__setattr__(self, "definite", definite)
 
     @property

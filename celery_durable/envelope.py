@@ -79,7 +79,7 @@ def from_request(task: Task[Any, Any], request: Any) -> dict[str, Any]:
         properties,
         body,
         serializer,
-        task.compression,
+        getattr(task, "compression", None),
         _route(info.get("exchange"), info.get("routing_key"), None),
     )
 
@@ -127,9 +127,10 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
-    for kind in (bool, int, float, str, bytes):
-        if isinstance(value, kind):
-            return kind(value)
+    plain: Any
+    for plain in (bool, int, float, str, bytes):
+        if isinstance(value, plain):
+            return plain(value)
     return value
 
 
@@ -147,7 +148,8 @@ def _serializer_of(content_type: str | None) -> str | None:
     """The name under which Kombu knows a content type."""
     if not content_type:
         return None
-    return serialization.registry.type_to_name.get(content_type)  # type: ignore[no-any-return]
+    name: str | None = serialization.registry.type_to_name.get(content_type)  # type: ignore[attr-defined]
+    return name
 
 
 def pack(envelope: Mapping[str, Any], codec: Codec) -> StoredPayload:

@@ -29,7 +29,7 @@ def reload() -> None:
     _seen.clear()
     for item in filter(None, os.environ.get(FAULT_VARIABLE, "").split(",")):
         point, _, rest = item.partition("=")
-        action, count, file = (rest.split(":", 2) + ["", ""])[:3]
+        action, count, file = [*rest.split(":", 2), "", ""][:3]
         _armed.setdefault(point, []).append((action, int(count or 1), file))
 
 

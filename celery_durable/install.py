@@ -36,10 +36,10 @@ def install(app: Celery) -> None:
 
 def _wrap_amqp(app: Celery) -> None:
     """Put the outbox in front of the task sender; it is built on first use and looks at the configuration then."""
-    amqp = app.amqp
+    amqp: Any = app.amqp
     built = amqp.__dict__.get("send_task_message")
     if built is not None:
-        amqp.send_task_message = wrap_sender(app, built)
+        amqp.__dict__["send_task_message"] = wrap_sender(app, built)
         return
     create = amqp._create_task_sender
     amqp._create_task_sender = lambda: wrap_sender(app, create())

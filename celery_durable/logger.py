@@ -25,7 +25,7 @@ class DurableLogger(logging.LoggerAdapter):  # type: ignore[type-arg]
         super().__init__(logging.getLogger(name), {})
         self._context = context
 
-    def isEnabledFor(self, level: int) -> bool:
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 (the name is logging's)
         """As the logger, but False while replaying."""
         if not self.logger.isEnabledFor(level):
             return False

@@ -107,8 +107,8 @@ class Parallel:
         if self._entered == "async":
             if not inspect.iscoroutinefunction(getattr(function, "operation", function)):
                 raise ConfigurationError(
-                    f"a branch of an 'async with' scope is a coroutine function; {function!r} is a plain one. Use a plain "
-                    "'with' scope, whose branches are threads."
+                    f"a branch of an 'async with' scope is a coroutine function; {function!r} is a plain one. Use a "
+                    "plain 'with' scope, whose branches are threads."
                 )
             branch: Branch[R] = Branch(asyncio.ensure_future(self._run_async(scope, function, args, kwargs)))
         else:
@@ -134,8 +134,8 @@ class Parallel:
         path = f"{self._place}.{index}"
         if len(path) > _LONGEST_PATH:
             raise StepLimitExceeded(
-                f"parallel scopes are nested too deeply in execution {self._context.execution_id}: the path of a branch, "
-                f"{path[:40]}..., is longer than {_LONGEST_PATH} characters."
+                f"parallel scopes are nested too deeply in execution {self._context.execution_id}: the path of a "
+                f"branch, {path[:40]}..., is longer than {_LONGEST_PATH} characters."
             )
         lane = f"{self._parent.lane}/{self._lane}.{index}"
         end = self._ends[index] if self._ends is not None and index < len(self._ends) else None
@@ -205,7 +205,7 @@ class Parallel:
             if failure is not None and not isinstance(failure, Exception):
                 raise failure
         self._end()
-        for branch, failure in zip(self._branches, failures):
+        for branch, failure in zip(self._branches, failures, strict=True):
             if failure is not None and not branch.seen:
                 raise failure
 
@@ -215,7 +215,10 @@ class Parallel:
 
     def _end(self) -> None:
         # Where a branch failed its end is not known: the next attempt may get further.
-        counts = [s.next_position if self._failure(b) is None else None for s, b in zip(self._scopes, self._branches)]
+        counts = [
+            s.next_position if self._failure(b) is None else None
+            for s, b in zip(self._scopes, self._branches, strict=True)
+        ]
         context = self._context
         if self._ends is None:
             payload, _ = context._run.roundtrip(counts, "the end of a parallel scope")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, Union
+from typing import Any, NamedTuple, Protocol
 
 from .current import StepHandle
 from .effects import DID_NOT_HAPPEN, UNKNOWN, UNSET, Effect, Guard, Happened, OnAmbiguous
@@ -66,7 +66,7 @@ class Wait(NamedTuple):
     holder: GuardHolder
 
 
-Action = Union[Flush, Call, Ask, Pause, Claim, Wait]
+Action = Flush | Call | Ask | Pause | Claim | Wait
 
 
 class Outcome(NamedTuple):
@@ -233,8 +233,8 @@ def _conflict(call: StepCall, generation: int, recorded: Recorded, first: Journa
         f"guarded {call.where} of execution {around.execution_id} {doing} already in generation {generation} of the "
         f"journal, under other arguments.\n  then  {before}\n  now   {call.preview()}\n"
         "  Nothing was called. If both mean the same operation, give the step a key= or wrap the drifting value in a "
-        f"step. To settle this execution: celery durable resolve {around.execution_id} {call.place} --value JSON | --run "
-        "| --fail",
+        f"step. To settle this execution: celery durable resolve {around.execution_id} {call.place} --value JSON | "
+        "--run | --fail",
         execution_id=around.execution_id,
         step_id=call.place,
         step=call.descriptor.name,
@@ -383,10 +383,10 @@ def _indefinite(
     payload, rebuilt = around.roundtrip_error(error, f"the error of {call.where}")
     name = type(error).__name__
     doubt = (
-        f"guarded {call.where} of execution {around.execution_id} raised {name}: {error}. That may hide a success, so it "
-        f"is not tried again. If {name} always means that nothing happened, declare it: guarded(..., definite=({name},)). "
-        f"Look at the remote side (idempotency key {call.key.hex()}), then: celery durable resolve "
-        f"{around.execution_id} {call.place} --value JSON | --run | --fail"
+        f"guarded {call.where} of execution {around.execution_id} raised {name}: {error}. That may hide a success, so "
+        f"it is not tried again. If {name} always means that nothing happened, declare it: guarded(..., "
+        f"definite=({name},)). Look at the remote side (idempotency key {call.key.hex()}), then: celery durable "
+        f"resolve {around.execution_id} {call.place} --value JSON | --run | --fail"
     )
     entry = call.entry(EntryKind.ERROR, attempt=attempt, payload=payload, duration_us=took)
     around.note_error(call, entry, doubt)
@@ -450,8 +450,8 @@ def _words(verdict: Any) -> str:
 
 def _doubt(call: StepCall, attempts: int, reason: str, around: Surroundings) -> Outcome:
     error = AmbiguousEffect(
-        f"guarded {call.where} of execution {around.execution_id} is in doubt: {reason}. Nobody knows whether its effect "
-        "happened, and its policy does not allow to guess. Look at the remote side (idempotency key "
+        f"guarded {call.where} of execution {around.execution_id} is in doubt: {reason}. Nobody knows whether its "
+        "effect happened, and its policy does not allow to guess. Look at the remote side (idempotency key "
         f"{call.key.hex()}), then: celery durable resolve {around.execution_id} {call.place} --value JSON | --run | "
         "--fail",
         execution_id=around.execution_id,

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dateutil.parser import isoparse
+from celery.utils.time import maybe_iso8601
 
 from . import envelope as envelopes
 from .faults import reached
@@ -57,7 +57,8 @@ class Stash:
         eta = self.message.headers.get("eta")
         if not eta:
             return 0
-        when = isoparse(eta) if isinstance(eta, str) else eta
+        when = maybe_iso8601(eta)
+        assert when is not None
         if when.tzinfo is None:
             when = when.replace(tzinfo=dt.timezone.utc)
         return max(0, int((when - dt.datetime.now(dt.timezone.utc)).total_seconds() * 1000))
@@ -166,5 +167,5 @@ def outbox_batch() -> Iterator[None]:
         keys = runtime.recovery.publish([stash.published(app, runtime) for _, stash in group])
         original = past_outbox(app)
         with app.producer_or_acquire() as producer:
-            for pk, (_, stash) in zip(keys, group):
+            for pk, (_, stash) in zip(keys, group, strict=True):
                 _send_recorded(app, stash, pk, original, producer)

@@ -262,8 +262,8 @@ class Run:
         if self._steps > self.limits.max_steps:
             raise StepLimitExceeded(
                 f"execution {self.execution_id} asks for more than {self.limits.max_steps} steps (durable_max_steps), "
-                f"the last one is {name!r}. Split the work into several tasks, put more work into one step, or raise the "
-                "setting."
+                f"the last one is {name!r}. Split the work into several tasks, put more work into one step, or raise "
+                "the setting."
             )
         return self._steps
 

@@ -77,7 +77,7 @@ class Session:
             return self._without_journal(error, args, kwargs)
         reached("task.after_open")
         if isinstance(answer, Refused):
-            self._refuse(answer, name)
+            raise self._refuse(answer, name)
         if isinstance(answer, Closed):
             return self._return_again(answer, name)
         if answer.taken_over:
@@ -102,7 +102,7 @@ class Session:
             recoverable=not self.eager,
         )
 
-    def _refuse(self, answer: Refused, name: str) -> None:
+    def _refuse(self, answer: Refused, name: str) -> Ignore:
         if answer.why is Refusal.QUARANTINED:
             reason = (
                 f"its owners died or lost their leases more than durable_max_attempts="
@@ -111,7 +111,7 @@ class Session:
             self._tell_parked(State.QUARANTINED, reason)
         else:
             logger.info("a message of %s is dropped: %s (state %s)", name, _WHY[answer.why], answer.state)
-        raise Ignore
+        return Ignore()
 
     def _return_again(self, answer: Closed, name: str) -> Any:
         logger.info("%s had ended (%s); its outcome is returned again", name, answer.state)
@@ -309,7 +309,7 @@ class Session:
         elif isinstance(error, Ignore):
             self._replace(run)
         elif isinstance(error, Reject):
-            if error.requeue:
+            if error.requeue:  # type: ignore[attr-defined]
                 self._commit(run, lambda b: ownership.release(b, owner))
             else:
                 self._finish(run, State.FAILED, pack_error(self.runtime, error), dispatched=True)

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 #: An execution was parked and waits for an operator. Sender: the task, or its name where the process does not have
 #: the task. Arguments: ``execution_id``, ``state`` ("ambiguous" or "quarantined"), ``reason``.
-execution_parked: Signal = Signal(name="execution_parked", providing_args={"execution_id", "state", "reason"})
+execution_parked: Signal = Signal(name="execution_parked", providing_args=["execution_id", "state", "reason"])
 
 
 def park(task: Any, execution_id: str, state: State, reason: str) -> None:

@@ -45,8 +45,9 @@ class StepDescriptor:
     key: str | Callable[..., str] | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name or len(self.name) > _LONGEST_NAME:
-            raise ConfigurationError(f"a step's name is a text of 1 to {_LONGEST_NAME} characters, not {self.name!r}.")
+        name: Any = self.name
+        if not isinstance(name, str) or not name or len(name) > _LONGEST_NAME:
+            raise ConfigurationError(f"a step's name is a text of 1 to {_LONGEST_NAME} characters, not {name!r}.")
         if not isinstance(self.effect, Effect):
             raise ConfigurationError(
                 f"step {self.name!r}: effect= takes a member of Effect or guarded(...), not {self.effect!r}."
@@ -221,11 +222,15 @@ def step(
     :raises ConfigurationError: options that make no sense.
     """
 
-    def decorate(op: Callable[P, R]) -> Step[P, R]:
+    def decorate(op: Any) -> Step[Any, Any]:
         if not callable(op) or isinstance(op, type):
             raise ConfigurationError(f"@step decorates a function, not {op!r}.")
         descriptor = describe(
-            name or getattr(op, "__name__", type(op).__name__), effect, retry=retry, fingerprint=fingerprint, key=key
+            str(name or getattr(op, "__name__", type(op).__name__)),
+            effect,
+            retry=retry,
+            fingerprint=fingerprint,
+            key=key,
         )
         check_assumed(descriptor, op)
         return Step(op, descriptor)

@@ -45,7 +45,7 @@ class DurableTask(Task):  # type: ignore[type-arg]
     def on_bound(cls, app: Celery) -> None:
         """Connect the app's workers and publishers to the journal."""
         super().on_bound(app)
-        if cls.name is not None and cls.name.startswith("celery."):
+        if (cls.name or "").startswith("celery."):
             return
         for option in ("acks_late", "reject_on_worker_lost"):
             if not getattr(cls, option):
@@ -59,7 +59,7 @@ class DurableTask(Task):  # type: ignore[type-arg]
         function = run.__func__ if isinstance(run, staticmethod) else run
         if inspect.iscoroutinefunction(function):
             driven = _synchronous(function)
-            cls.run = staticmethod(driven) if isinstance(run, staticmethod) else driven
+            setattr(cls, "run", staticmethod(driven) if isinstance(run, staticmethod) else driven)  # noqa: B010
         install(app)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -20,6 +20,10 @@ class _Repr(reprlib.Repr):
         self.maxstring = self.maxother = self.maxlong = limit
         self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdict = self.maxdeque = 12
 
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to write very long integers in decimal.
+        return super().repr_int(x, level) if x.bit_length() < 4096 else f"{x:#x}"[: self.maxlong] + "..."
+
 
 def preview(value: Any, limit: int = 200) -> str:
     """A ``repr`` that is safe to print: one line, at most ``limit`` characters, and never an exception.

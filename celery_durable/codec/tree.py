@@ -66,7 +66,8 @@ class TreeEncoder:
             self.left -= len(value)
             if value.isascii() or _is_unicode(value):
                 return value  # type: ignore[no-any-return]
-            return node("str", value.encode("utf-16-be", "surrogatepass").hex())
+            # UTF-8 and not UTF-16, which would join two lone surrogates that happen to be neighbours.
+            return node("str", value.encode("utf-8", "surrogatepass").hex())
         if kind is int:
             return value if _INT_MIN <= value <= _INT_MAX else node("int", hex(value))
         if value is None or kind is bool:
@@ -196,6 +197,6 @@ def _encode_dict(value: dict[Any, Any], encoder: TreeEncoder, depth: int) -> Tre
 ENCODERS[list] = _encode_list
 ENCODERS[dict] = _encode_dict
 DECODERS["dict"] = lambda tagged: {decode_tree(key): decode_tree(value) for key, value in tagged[1]}
-DECODERS["str"] = lambda tagged: bytes.fromhex(tagged[1]).decode("utf-16-be", "surrogatepass")
+DECODERS["str"] = lambda tagged: bytes.fromhex(tagged[1]).decode("utf-8", "surrogatepass")
 DECODERS["int"] = lambda tagged: int(tagged[1], 16)
 DECODERS["float"] = lambda tagged: float(tagged[1])

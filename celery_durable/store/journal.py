@@ -99,20 +99,17 @@ _GROUP = (
 
 def journaled(row: Any) -> Journaled:
     """A row of :data:`COLUMNS` as a record; drivers differ in what they return for binary columns."""
-    record = Journaled(*row)
-    if type(record.payload) is memoryview or type(record.key) is memoryview:
-        record = record._replace(
-            payload=None if record.payload is None else bytes(record.payload),
-            key=None if record.key is None else bytes(record.key),
-            fingerprint=None if record.fingerprint is None else bytes(record.fingerprint),
-        )
+    record = Journaled._make(row)
+    sample: Any = record.payload or record.fingerprint
+    if type(sample) is memoryview:
+        record = Journaled._make(bytes(value) if isinstance(value, memoryview) else value for value in row)
     return record
 
 
 def to_execution(row: Any) -> Execution:
     """A row of the executions table as a record."""
-    fields = row._mapping
-    return Execution(**{name: State(fields[name]) if name == "state" else fields[name] for name in _EXECUTION_FIELDS})
+    fields: dict[str, Any] = {name: row._mapping[name] for name in _EXECUTION_FIELDS}
+    return Execution(**{**fields, "state": State(fields["state"])})
 
 
 _EXECUTION_FIELDS = tuple(Execution.__dataclass_fields__)
@@ -219,7 +216,8 @@ class Journal:
         :returns: ``None`` when it is ours now, the holder when it is not (nothing is written then), the fence
             itself when it no longer holds.
         """
-        assert intent.key is not None and intent.fingerprint is not None
+        assert intent.key is not None
+        assert intent.fingerprint is not None
         key, fingerprint, pk = intent.key, intent.fingerprint, batch.fence.pk
 
         def work(connection: Connection) -> GuardHolder | Fence | None:

@@ -53,7 +53,7 @@ class Operations:
         """
         return self._database.read(lambda c: to_execution(self._row(c, execution_id)))
 
-    def list(
+    def find(
         self,
         *,
         states: Sequence[State] = (),
@@ -188,8 +188,8 @@ class Operations:
             ]
             if not group or group[-1].kind not in (EntryKind.AUDIT, EntryKind.INTENT):
                 raise WrongState(
-                    f"the step at position {place} of execution {execution_id} is not in doubt. See which one is: celery "
-                    f"durable show {execution_id}"
+                    f"the step at position {place} of execution {execution_id} is not in doubt. See which one is: "
+                    f"celery durable show {execution_id}"
                 )
             last = group[-1]
             self._change(connection, row, State.PENDING, wake_at=now_ms(), attempts=0, sends=0, steps=row.steps + 1)

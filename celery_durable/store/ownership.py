@@ -7,6 +7,7 @@ answered one after the other.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,17 +91,17 @@ class Ownership:
         # Most messages are first deliveries: those spare the look-up. A lost acknowledgement of the insert ends
         # up in the look-up too, which recognises its owner.
         look_first = request.pk is not None or request.retries > 0 or request.envelope is None
+        if not look_first:
+            with contextlib.suppress(IntegrityError):
+                return self._database.write(lambda c: self._insert(c, request))
         for _ in range(8):
-            try:
-                return self._database.write(lambda c: self._open(c, request, look_first))
-            except IntegrityError:
-                if look_first:
-                    continue  # inserted by somebody else after our look, or the random part of pk collided
-                look_first = True
+            # An insert that fails here raced with somebody else's, or the random part of its pk collided.
+            with contextlib.suppress(IntegrityError):
+                return self._database.write(lambda c: self._look(c, request))
         raise LeaseLost(f"execution {request.id!r} could be neither found nor inserted in 8 tries.")
 
-    def _open(self, connection: Connection, request: OpenRequest, look_first: bool) -> Opened | Closed | Refused:
-        row = self._find(connection, request) if look_first else None
+    def _look(self, connection: Connection, request: OpenRequest) -> Opened | Closed | Refused:
+        row = self._find(connection, request)
         return self._insert(connection, request) if row is None else self._judge(connection, row, request)
 
     def _find(self, connection: Connection, request: OpenRequest) -> Row[Any] | None:

@@ -154,7 +154,7 @@ class RecoveryStore:
             query = sa.select(_x.id, _x.pk).where(_x.namespace == self._namespace, _x.id.in_([m.id for m in messages]))
             known = {row.id: row.pk for row in connection.execute(query)}
         rows, data = [], []
-        for pk, message in zip(keys, messages):
+        for pk, message in zip(keys, messages, strict=True):
             if message.id in known:
                 continue
             rows.append(
@@ -189,4 +189,4 @@ class RecoveryStore:
                 sa.insert(executions).values(wake_at=wake, created_at=now_ms(), updated_at=now_ms()), rows
             )
             connection.execute(sa.insert(payloads), data)
-        return [known.get(m.id, pk) for pk, m in zip(keys, messages)]
+        return [known.get(m.id, pk) for pk, m in zip(keys, messages, strict=True)]

@@ -148,7 +148,7 @@ guards = Table(
 )
 
 
-class now_ms(GenericFunction[int]):
+class now_ms(GenericFunction[int]):  # noqa: N801 (SQLAlchemy names functions so)
     """The database's clock: milliseconds since the epoch, UTC."""
 
     type = BigInteger()

@@ -41,6 +41,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+#: Linux has names for sockets that need no file.
+_ABSTRACT: Final = sys.platform.startswith("linux")
 #: Longest wait of the parent for the service, in seconds: its event loop stands still meanwhile.
 _PATIENCE: Final = 3.0
 
@@ -57,7 +59,7 @@ class Control(Protocol):
 
 def address_of(pid: int) -> str:
     """Where the service of the worker whose main process is ``pid`` listens."""
-    if sys.platform == "linux":
+    if _ABSTRACT:
         return f"\0celery-durable-{os.getuid()}-{pid}"
     name = hashlib.sha256(f"{os.getuid()}-{pid}".encode()).hexdigest()[:16]
     return os.path.join(tempfile.gettempdir(), f"celery-durable-{name}.sock")

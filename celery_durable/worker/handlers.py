@@ -37,7 +37,7 @@ def handle(app: Celery, message: dict[str, Any]) -> None:
             pass  # it ended on its own, or never had a row
     elif op == "fail":
         name = message["error"]
-        cls = getattr(billiard_exceptions, name, None) or getattr(builtins, name, RuntimeError)
+        cls: Any = getattr(billiard_exceptions, name, None) or getattr(builtins, name, RuntimeError)
         outcome = pack_error(Runtime.of(app), cls(*message["args"]))
         operations(app).fail(message["id"], outcome, message["reason"])
     elif op == "forsake":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from celery.worker import state
 from celery.worker.request import Request
 
 from .control import control_of
@@ -22,12 +23,19 @@ class DurableRequest(Request):
         super().__init__(message, **options)
         # The body's process must be able to store the message in the form in which it came.
         if self.content_type:
-            self._request_dict["durable_content_type"] = self.content_type
+            self.request_dict["durable_content_type"] = self.content_type
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """A time limit was reached. The hard one ends the execution, before the child can give it back."""
-        if not soft and self.task.acks_on_timeout is not False:
-            control_of(self.app).fail(
-                str(self.id), f"the hard time limit of {timeout} s was exceeded", "TimeLimitExceeded", timeout
-            )
+        # In a cold stop Celery ends the children by the same way, and puts their messages back.
+        stopping: Any = state.should_terminate
+        if not soft and not stopping and _ends_on_timeout(self.task):
+            reason = f"the hard time limit of {timeout} s was exceeded"
+            control_of(self.task.app).fail(str(self.id), reason, "TimeLimitExceeded", timeout)
         super().on_timeout(soft, timeout)
+
+
+def _ends_on_timeout(task: Any) -> bool:
+    """False where the application wants a task that ran out of time to be requeued; 5.7 renamed that option."""
+    option = getattr(task, "acks_on_timeout", None)
+    return bool(option if option is not None else getattr(task, "acks_on_failure_or_timeout", True))

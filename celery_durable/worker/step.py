@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from billiard.context import Process
 from celery import bootsteps
@@ -25,13 +25,13 @@ logger = logging.getLogger(__name__)
 #: How often the service process is looked after, in seconds.
 _CHECK_INTERVAL = 1.0
 #: How long it may take to end in order, in seconds.
-_STOP_PATIENCE = 3.0
+_STOP_PATIENCE = 3
 
 
-class DurableStep(bootsteps.StartStopStep):  # type: ignore[misc]
+class DurableStep(bootsteps.StartStopStep):
     """Starts, supervises and stops the recovery service of a worker."""
 
-    requires: ClassVar[set[str]] = {"celery.worker.components:Timer"}
+    requires = ("celery.worker.components:Timer",)
 
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
@@ -64,7 +64,7 @@ class DurableStep(bootsteps.StartStopStep):  # type: ignore[misc]
         if self._service is not None:
             self._service.stop()
         process, self._process = self._process, None
-        if process is not None and process.is_alive():
+        if process is not None and process.pid is not None and process.is_alive():
             process.terminate()
             process.join(_STOP_PATIENCE)
             if process.is_alive():
@@ -72,8 +72,9 @@ class DurableStep(bootsteps.StartStopStep):  # type: ignore[misc]
                 process.join(_STOP_PATIENCE)
         set_control(worker.app, None)
 
-    # Test workers and cold stops call this in its place.
-    terminate = stop
+    def terminate(self, worker: Any) -> None:
+        """Test workers and cold stops call this in its place."""
+        self.stop(worker)
 
     def _spawn(self, app: Celery) -> None:
         self._process = Process(target=serve, args=(app, os.getpid()), name="durable-recovery")
@@ -114,14 +115,11 @@ def serve(app: Celery, parent: int) -> None:
 def _die_with(parent: int) -> None:
     """End when the worker's main process does, however that ends."""
     try:
-        from billiard.compat import set_pdeathsig
-    except ImportError:
-        set_pdeathsig = None
-    if set_pdeathsig is not None:
-        try:
-            set_pdeathsig(signal.SIGKILL)
-        except (OSError, NotImplementedError) as error:
-            logger.debug("the kernel cannot tie processes together: %s", error)
+        from billiard.compat import set_pdeathsig  # type: ignore[attr-defined]
+
+        set_pdeathsig(signal.SIGKILL)
+    except (ImportError, OSError, NotImplementedError) as error:
+        logger.debug("the kernel cannot tie processes together: %s", error)
     if os.getppid() != parent:
         raise SystemExit("the worker is gone already")
 
