@@ -120,10 +120,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
                 f"{metafunc.definition.nodeid}: a unit test touches no service. Mark it "
                 f"@pytest.mark.{marker_name}({', '.join(map(repr, serverless))}), or move it to tests/integration."
             )
-        try:
-            allowed = {*selected(variable, registry.finders), "memory"}
-        except ValueError as error:
-            raise pytest.UsageError(str(error)) from None
+        allowed = {*selected(variable, registry.finders), "memory"}
         parameters = [pytest.param(kind, id=kind) for kind in wanted if kind in allowed]
         if not parameters:
             skip = pytest.mark.skip(reason=f"{variable} does not select {' or '.join(wanted)}")
@@ -151,6 +148,11 @@ def pytest_testnodedown(node: Any) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("ci" if _in_ci() else "durable")
+    for registry, _, variable, _, _ in PARAMETERS.values():
+        try:
+            selected(variable, registry.finders)
+        except ValueError as error:
+            raise pytest.UsageError(str(error)) from None
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -169,7 +171,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not USAGE:
         return
     terminalreporter.section("backends")
-    for line in summary(USAGE):
+    order = [*DATABASES.finders, *BROKERS.finders]
+    for line in summary({kind: USAGE[kind] for kind in order if kind in USAGE}):
         terminalreporter.write_line(line)
     if missing(USAGE) and _in_ci():
         terminalreporter.write_line(
