@@ -6,82 +6,34 @@ import asyncio
 import datetime as dt
 import inspect
 import random
-import threading
-import time
 import uuid
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
 from . import divergence
+from .actions import Outcome, StepCall
 from .checkpoint import expand, fold_prefix
 from .codec import preview
-from .control import Suspend
-from .current import Active, StepHandle, active, operation
+from .current import Active, active, operation
+from .drive import drive, drive_async
 from .effects import Effect
 from .errors import ConfigurationError, ContextClosed, NestedStep, ReplayDivergence
-from .faults import reached
 from .identity import fingerprint, fingerprint_of, global_key, idempotency_key
 from .logger import DurableLogger
 from .parallel import Parallel
-from .protocol import Ask, Call, Claim, Flush, Outcome, Pause, StepCall, Wait, perform
 from .replay import ReplayCursor
 from .run import Run
+from .scope import ScopeState
 from .step import Step, StepDescriptor, StepRecord, check_assumed
 from .store.records import Entry, EntryKind, Journaled
 
-__all__ = ["DurableContext", "ScopeState"]
+__all__ = ["DurableContext"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 #: Share of the step cap from which on the finished prefix is folded.
 _FOLD_AT = 0.9
-#: How long to let go when another execution runs the operation of our global key, in seconds.
-_HELD_ELSEWHERE = 1.0
-
-
-class ScopeState:
-    """A lexical scope of the body: where its next step stands, and what its journal holds."""
-
-    __slots__ = ("_lock", "_parallels", "cursor", "end", "lane", "next_position", "occurrences", "path")
-
-    def __init__(self, path: str, lane: str, cursor: ReplayCursor, end: int | None = None) -> None:
-        #: "" for the body, "4.0" for the first branch of the scope at position 4, "4.0/2.1" below it.
-        self.path = path
-        #: What the idempotency keys of this scope's steps have besides name and arguments.
-        self.lane = lane
-        self.cursor = cursor
-        #: Number of steps that the finished branch had; None where that is not known.
-        self.end = end
-        self.next_position = 0
-        #: fingerprint -> how many steps had it so far.
-        self.occurrences: dict[bytes, int] = {}
-        self._parallels = 0
-        self._lock = threading.Lock()
-
-    def take_position(self) -> int:
-        """The position of a step that is being called."""
-        with self._lock:
-            position = self.next_position
-            self.next_position = position + 1
-        return position
-
-    def take_lane(self) -> int:
-        """The number of a parallel scope that is being opened."""
-        with self._lock:
-            lane = self._parallels
-            self._parallels = lane + 1
-        return lane
-
-    def occurrence(self, fingerprint: bytes) -> int:
-        """How many steps with this fingerprint were called before this one."""
-        with self._lock:
-            occurrence = self.occurrences.get(fingerprint, 0)
-            self.occurrences[fingerprint] = occurrence + 1
-        return occurrence
-
-    def place(self, position: int) -> str:
-        return f"{self.path}/{position}" if self.path else str(position)
 
 
 class DurableContext:
@@ -200,10 +152,13 @@ class DurableContext:
     ) -> Any:
         call = self._request(scope, descriptor, op, args, kwargs)
         if is_async:
-            return self._drive_async(scope, call, recorded)
+            return self._call_async(scope, call, recorded)
+        return self._answer(call, drive(self._run, call, self._rows(scope, call)), recorded)
+
+    async def _call_async(self, scope: ScopeState, call: StepCall, recorded: bool) -> Any:
         if not scope.cursor.ready(call.position):
-            scope.cursor.has(call.position)
-        return self._answer(call, self._drive(call, self._rows(scope, call)), recorded)
+            await asyncio.to_thread(scope.cursor.has, call.position)
+        return self._answer(call, await drive_async(self._run, call, self._rows(scope, call)), recorded)
 
     def _request(
         self,
@@ -260,91 +215,6 @@ class DurableContext:
             self._diverge(divergence.unexpected(self.execution_id, call.place, name, effect, call.fingerprint))
         return rows
 
-    def _drive(self, call: StepCall, rows: list[Journaled] | None) -> Outcome:
-        run = self._run
-        rules = perform(call, rows, run)
-        answer: Any = None
-        try:
-            while True:
-                action = rules.send(answer)
-                if isinstance(action, Call):
-                    if action.guarded:
-                        run.assure_lease()
-                    answer = self._operate(action.handle, call.op, call)
-                elif isinstance(action, Flush):
-                    run.flush()
-                    answer = None
-                elif isinstance(action, Ask):
-                    answer = self._operate(action.handle, action.reconcile, call, action.handle)
-                elif isinstance(action, Pause):
-                    time.sleep(action.seconds)
-                    answer = None
-                elif isinstance(action, Claim):
-                    answer = run.claim(action.intent)
-                else:
-                    self._let_go(action)
-        except StopIteration as stop:
-            return cast("Outcome", stop.value)
-
-    async def _drive_async(self, scope: ScopeState, call: StepCall, recorded: bool) -> Any:
-        run = self._run
-        if not scope.cursor.ready(call.position):
-            await asyncio.to_thread(scope.cursor.has, call.position)
-        rules = perform(call, self._rows(scope, call), run)
-        answer: Any = None
-        try:
-            while True:
-                action = rules.send(answer)
-                if isinstance(action, Call):
-                    if action.guarded:
-                        await asyncio.to_thread(run.assure_lease)
-                    answer = await self._operate_async(action.handle, call.op, call)
-                elif isinstance(action, Flush):
-                    answer = await asyncio.to_thread(run.flush)
-                elif isinstance(action, Ask):
-                    answer = await self._operate_async(action.handle, action.reconcile, call, action.handle)
-                elif isinstance(action, Pause):
-                    await asyncio.sleep(action.seconds)
-                    answer = None
-                elif isinstance(action, Claim):
-                    answer = await asyncio.to_thread(run.claim, action.intent)
-                else:
-                    self._let_go(action)
-        except StopIteration as stop:
-            return self._answer(call, stop.value, recorded)
-
-    def _operate(
-        self, handle: StepHandle, op: Callable[..., Any], call: StepCall, *first: Any
-    ) -> tuple[Any, Exception | None]:
-        token = operation.set(handle)
-        if not first:
-            self._run.counters.called += 1
-            reached("step.before_effect")
-        try:
-            value = op(*first, *call.args, **call.kwargs)
-        except Exception as error:
-            return None, error
-        finally:
-            operation.reset(token)
-        return value, None
-
-    async def _operate_async(
-        self, handle: StepHandle, op: Callable[..., Any], call: StepCall, *first: Any
-    ) -> tuple[Any, Exception | None]:
-        token = operation.set(handle)
-        if not first:
-            self._run.counters.called += 1
-            reached("step.before_effect")
-        try:
-            value = op(*first, *call.args, **call.kwargs)
-            if inspect.isawaitable(value):
-                value = await value
-        except Exception as error:
-            return None, error
-        finally:
-            operation.reset(token)
-        return value, None
-
     def _answer(self, call: StepCall, outcome: Outcome, recorded: bool) -> Any:
         counters = self._run.counters
         if outcome.replayed:
@@ -365,9 +235,6 @@ class DurableContext:
             outcome.skipped,
             outcome.attempt,
         )
-
-    def _let_go(self, action: Wait) -> None:
-        raise self._run.stuck(Suspend(_HELD_ELSEWHERE))
 
     # -- scopes ---------------------------------------------------------------------------------------------
 

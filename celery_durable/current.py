@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from .errors import ContextClosed
 
 if TYPE_CHECKING:
-    from .context import DurableContext, ScopeState
+    from .context import DurableContext
+    from .scope import ScopeState
 
 __all__ = ["Active", "StepHandle", "active", "current_step", "operation"]
 

@@ -17,7 +17,8 @@ from .step import StepDescriptor
 from .store.records import Entry, EntryKind, Journaled, StoredPayload
 
 if TYPE_CHECKING:
-    from .context import DurableContext, ScopeState
+    from .context import DurableContext
+    from .scope import ScopeState
 
 __all__ = ["Branch", "Parallel"]
 

@@ -6,12 +6,13 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from .context import DurableContext, ScopeState
+from .context import DurableContext
 from .current import StepHandle, operation
 from .identity import idempotency_key
 from .logger import DurableLogger
 from .parallel import Parallel
 from .replay import ReplayCursor
+from .scope import ScopeState
 from .step import StepDescriptor, StepRecord
 
 __all__ = ["PlainContext"]

@@ -18,7 +18,7 @@ from .store.records import Batch, Entry, EntryKind, Fence, GuardHolder, Journale
 from .writer import ExecutionBuffer, JournalWriter
 
 if TYPE_CHECKING:
-    from .protocol import StepCall
+    from .actions import StepCall
 
 __all__ = ["Counters", "Limits", "PendingError", "Run"]
 

@@ -1,0 +1,163 @@
+"""The words between the rules of a step and whoever carries them out.
+
+The rules (:mod:`.protocol`) yield actions and are sent answers; a driver (:mod:`.drive`) does the waiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from .current import StepHandle
+from .effects import Effect, Guard
+from .errors import GuardConflict
+from .replay import Recorded
+from .step import StepDescriptor
+from .store.records import EffectCode, Entry, EntryKind, GuardHolder, Journaled, StoredPayload
+
+__all__ = [
+    "EFFECT_CODE",
+    "Action",
+    "Ask",
+    "Call",
+    "Claim",
+    "Flush",
+    "Outcome",
+    "Pause",
+    "StepCall",
+    "Surroundings",
+    "Wait",
+]
+
+EFFECT_CODE = {
+    Effect.IDEMPOTENT: EffectCode.IDEMPOTENT,
+    Effect.AT_LEAST_ONCE: EffectCode.AT_LEAST_ONCE,
+    Effect.EXACTLY_ONCE_GUARDED: EffectCode.EXACTLY_ONCE_GUARDED,
+}
+
+
+class Flush(NamedTuple):
+    """Commit everything appended so far, under the lease."""
+
+
+class Call(NamedTuple):
+    """Run the operation. Answer: ``(value, None)`` or ``(None, exception)``."""
+
+    handle: StepHandle
+    #: The lease must be known to be held right before it starts.
+    guarded: bool
+
+
+class Ask(NamedTuple):
+    """Run the reconcile callable. Answer as for :class:`Call`."""
+
+    handle: StepHandle
+    reconcile: Callable[..., Any]
+
+
+class Pause(NamedTuple):
+    """Wait, in seconds."""
+
+    seconds: float
+
+
+class Claim(NamedTuple):
+    """Commit this intent unless somebody else holds its global key. Answer: None, or the holder."""
+
+    intent: Entry
+
+
+class Wait(NamedTuple):
+    """Another execution runs the operation of this global key right now: let go, and come back later."""
+
+    holder: GuardHolder
+
+
+Action = Flush | Call | Ask | Pause | Claim | Wait
+
+
+class Outcome(NamedTuple):
+    """What the body gets."""
+
+    value: Any
+    error: Exception | None
+    replayed: bool
+    skipped: bool
+    attempt: int
+
+
+class Surroundings(Protocol):
+    """What the rules need from the execution around the step; nothing here waits."""
+
+    execution_id: str
+
+    def append(self, entry: Entry, *, finishes: bool = False) -> None: ...
+    def roundtrip(self, value: Any, where: str) -> tuple[StoredPayload, Any]: ...
+    def roundtrip_error(self, error: BaseException, where: str) -> tuple[StoredPayload, Exception]: ...
+    def decode(self, payload: StoredPayload | None, where: str) -> Any: ...
+    def decode_error(self, payload: StoredPayload | None, where: str) -> Exception: ...
+    def note_error(self, call: StepCall, entry: Entry, doubt: str | None = None) -> None: ...
+    def earlier(self, call: StepCall) -> tuple[int, Recorded, Journaled] | None: ...
+    def conflicting(self, call: StepCall) -> tuple[int, Recorded, Journaled] | None: ...
+    def must_park(self, error: GuardConflict) -> None: ...
+
+
+@dataclass
+class StepCall:
+    """One request of the body for a step."""
+
+    descriptor: StepDescriptor
+    op: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    scope: str
+    position: int
+    #: The position as people read it.
+    place: str
+    fingerprint: bytes
+    key: bytes
+    #: True when the key names the operation for the whole application.
+    global_key: bool
+    #: A short text of the arguments, for people.
+    preview: Callable[[], str]
+    #: Number of the next entry at this position.
+    next_entry: int = 0
+
+    @property
+    def guard(self) -> Guard | None:
+        return self.descriptor.guard
+
+    @property
+    def where(self) -> str:
+        """How errors call this step."""
+        return f"step {self.descriptor.name!r} (position {self.place})"
+
+    def handle(self, execution_id: str, attempt: int) -> StepHandle:
+        return StepHandle(execution_id, self.place, self.descriptor.name, attempt, self.key)
+
+    def entry(
+        self,
+        kind: EntryKind,
+        *,
+        attempt: int = 1,
+        payload: StoredPayload | None = None,
+        duration_us: int | None = None,
+    ) -> Entry:
+        """The next entry at this step's position."""
+        number = self.next_entry
+        self.next_entry += 1
+        guarded = self.guard is not None
+        return Entry(
+            self.scope,
+            self.position,
+            number,
+            kind,
+            EFFECT_CODE[self.descriptor.effect],
+            self.descriptor.name,
+            self.fingerprint,
+            self.key if guarded else None,
+            attempt,
+            duration_us,
+            payload,
+        )

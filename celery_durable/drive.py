@@ -1,0 +1,106 @@
+"""Carries out what the rules of a step ask for: once for plain functions, once for coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from .actions import Ask, Call, Claim, Flush, Outcome, Pause, StepCall
+from .control import Suspend
+from .current import StepHandle, operation
+from .faults import reached
+from .protocol import perform
+
+if TYPE_CHECKING:
+    from .run import Run
+    from .store.records import Journaled
+
+__all__ = ["drive", "drive_async"]
+
+#: How long to let go when another execution runs the operation of our global key, in seconds.
+_HELD_ELSEWHERE: Final = 1.0
+
+
+def drive(run: Run, call: StepCall, rows: list[Journaled] | None) -> Outcome:
+    """Bring a step to its outcome, in this thread."""
+    rules = perform(call, rows, run)
+    answer: Any = None
+    try:
+        while True:
+            action = rules.send(answer)
+            answer = None
+            if isinstance(action, Call):
+                reached("step.before_effect")
+                if action.guarded:
+                    run.assure_lease()
+                run.counters.called += 1
+                answer = _operate(action.handle, call.op, call)
+            elif isinstance(action, Flush):
+                run.flush()
+            elif isinstance(action, Ask):
+                answer = _operate(action.handle, action.reconcile, call, action.handle)
+            elif isinstance(action, Pause):
+                time.sleep(action.seconds)
+            elif isinstance(action, Claim):
+                answer = run.claim(action.intent)
+            else:
+                raise run.stuck(Suspend(_HELD_ELSEWHERE))
+    except StopIteration as stop:
+        return cast("Outcome", stop.value)
+
+
+async def drive_async(run: Run, call: StepCall, rows: list[Journaled] | None) -> Outcome:
+    """The same for a coroutine; what waits for the database does so in a thread."""
+    rules = perform(call, rows, run)
+    answer: Any = None
+    try:
+        while True:
+            action = rules.send(answer)
+            answer = None
+            if isinstance(action, Call):
+                reached("step.before_effect")
+                if action.guarded:
+                    await asyncio.to_thread(run.assure_lease)
+                run.counters.called += 1
+                answer = await _operate_async(action.handle, call.op, call)
+            elif isinstance(action, Flush):
+                await asyncio.to_thread(run.flush)
+            elif isinstance(action, Ask):
+                answer = await _operate_async(action.handle, action.reconcile, call, action.handle)
+            elif isinstance(action, Pause):
+                await asyncio.sleep(action.seconds)
+            elif isinstance(action, Claim):
+                answer = await asyncio.to_thread(run.claim, action.intent)
+            else:
+                raise run.stuck(Suspend(_HELD_ELSEWHERE))
+    except StopIteration as stop:
+        return cast("Outcome", stop.value)
+
+
+# Exceptions are handed to the rules as values: a StopIteration of an operation would end the generator.
+
+
+def _operate(handle: StepHandle, op: Callable[..., Any], call: StepCall, *first: Any) -> tuple[Any, Exception | None]:
+    token = operation.set(handle)
+    try:
+        return op(*first, *call.args, **call.kwargs), None
+    except Exception as error:
+        return None, error
+    finally:
+        operation.reset(token)
+
+
+async def _operate_async(
+    handle: StepHandle, op: Callable[..., Any], call: StepCall, *first: Any
+) -> tuple[Any, Exception | None]:
+    token = operation.set(handle)
+    try:
+        value = op(*first, *call.args, **call.kwargs)
+        return (await value if inspect.isawaitable(value) else value), None
+    except Exception as error:
+        return None, error
+    finally:
+        operation.reset(token)

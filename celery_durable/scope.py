@@ -1,0 +1,53 @@
+"""A lexical scope of a body: the body itself, or one branch of a parallel scope."""
+
+from __future__ import annotations
+
+import threading
+
+from .replay import ReplayCursor
+
+__all__ = ["ScopeState"]
+
+
+class ScopeState:
+    """A lexical scope of the body: where its next step stands, and what its journal holds."""
+
+    __slots__ = ("_lock", "_parallels", "cursor", "end", "lane", "next_position", "occurrences", "path")
+
+    def __init__(self, path: str, lane: str, cursor: ReplayCursor, end: int | None = None) -> None:
+        #: "" for the body, "4.0" for the first branch of the scope at position 4, "4.0/2.1" below it.
+        self.path = path
+        #: What the idempotency keys of this scope's steps have besides name and arguments.
+        self.lane = lane
+        self.cursor = cursor
+        #: Number of steps that the finished branch had; None where that is not known.
+        self.end = end
+        self.next_position = 0
+        #: fingerprint -> how many steps had it so far.
+        self.occurrences: dict[bytes, int] = {}
+        self._parallels = 0
+        self._lock = threading.Lock()
+
+    def take_position(self) -> int:
+        """The position of a step that is being called."""
+        with self._lock:
+            position = self.next_position
+            self.next_position = position + 1
+        return position
+
+    def take_lane(self) -> int:
+        """The number of a parallel scope that is being opened."""
+        with self._lock:
+            lane = self._parallels
+            self._parallels = lane + 1
+        return lane
+
+    def occurrence(self, fingerprint: bytes) -> int:
+        """How many steps with this fingerprint were called before this one."""
+        with self._lock:
+            occurrence = self.occurrences.get(fingerprint, 0)
+            self.occurrences[fingerprint] = occurrence + 1
+        return occurrence
+
+    def place(self, position: int) -> str:
+        return f"{self.path}/{position}" if self.path else str(position)
