@@ -25,21 +25,21 @@ import logging
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from celery.exceptions import Ignore, Reject, Retry
+from celery.exceptions import Ignore
 
 from . import envelope as envelopes
 from .context import DurableContext
-from .control import Park, Suspend
+from .control import Leave, Park, Suspend
 from .current import active
-from .errors import ConfigurationError, JournalUnavailable, LeaseLost, PayloadError, ReplayDivergence
+from .ending import Ending
+from .errors import ConfigurationError, DurableError, JournalUnavailable, LeaseLost, PayloadError, ReplayDivergence
 from .faults import reached
-from .outcome import pack_error, pack_value, restore
+from .outcome import pack_value, restore
 from .postpone import postpone
-from .publish import Stash, publish_stashed, stashing
+from .publish import Stash, stashing
 from .run import Run
 from .runtime import Runtime
-from .signals import park as announce_parked
-from .store.records import Batch, Closed, Entry, EntryKind, Opened, OpenRequest, Refusal, Refused, State, StoredPayload
+from .store.records import Batch, Closed, Opened, OpenRequest, Refusal, Refused, State
 
 if TYPE_CHECKING:
     from celery import Task
@@ -59,7 +59,8 @@ class Session:
         self.run: Run | None = None
         #: The message that the body sent under its own id: its retry, or what replaces it.
         self.stash: Stash | None = None
-        self._owner = self.runtime.new_owner()
+        self.owner = self.runtime.new_owner()
+        self.ending = Ending(self)
 
     @property
     def eager(self) -> bool:
@@ -95,7 +96,7 @@ class Session:
         return OpenRequest(
             id=str(self.request.id),
             task=self.task.name,
-            owner=self._owner,
+            owner=self.owner,
             retries=int(self.request.retries or 0),
             envelope=envelope,
             pk=int(pk) if pk is not None else None,
@@ -108,7 +109,7 @@ class Session:
                 f"its owners died or lost their leases more than durable_max_attempts="
                 f"{self.runtime.settings.max_attempts} times"
             )
-            self._tell_parked(State.QUARANTINED, reason)
+            self.ending.tell_parked(State.QUARANTINED, reason)
         else:
             logger.info("a message of %s is dropped: %s (state %s)", name, _WHY[answer.why], answer.state)
         return Ignore()
@@ -239,33 +240,13 @@ class Session:
             self._left(run, error)
             raise
         try:
-            self._finish(run, State.COMPLETED, outcome)
+            self.ending.finish(run, State.COMPLETED, outcome)
         except (JournalUnavailable, LeaseLost) as error:
             if isinstance(error, JournalUnavailable) and self._degrade(error):
                 return value
             self._left(run, error)
             raise self._verdict(error) from error
         return value
-
-    def _finish(self, run: Run, state: State, outcome: StoredPayload | None, *, dispatched: bool = False) -> None:
-        told = dispatched or self.eager
-        reached("task.before_outcome")
-        self._commit(
-            run,
-            lambda batch: self.runtime.ownership.finish(batch, self._owner, state, outcome, dispatched=told),
-        )
-        if not told:
-            self.runtime.returning[self.request.id] = run.fence.pk
-        reached("task.after_outcome")
-
-    def _commit(self, run: Run, settle: Any) -> None:
-        """Commit what is left of the journal together with a new state."""
-        batch = self.runtime.writer.drain(run.buffer)
-        try:
-            settle(batch)
-        except JournalUnavailable:
-            self.runtime.writer.give_back(run.buffer, dataclasses.replace(batch, again=True))
-            raise
 
     def _left(self, run: Run, error: BaseException) -> None:
         """The body was left by ``error``: bring the execution into the state that belongs to it.
@@ -277,51 +258,24 @@ class Session:
         if run.buffer.degraded:
             return
         try:
-            self._settle(run, error)
+            self.ending.settle(run, error)
         except LeaseLost as lost:
             run.stuck(lost)
             logger.warning("%s[%s]: %s", self.task.name, self.request.id, lost)
         except JournalUnavailable as unavailable:
             run.stuck(unavailable)
-            self._abandon(run)
+            self.ending.abandon(run)
             if not isinstance(error, Exception):
                 return
             if not self.eager:
                 postpone(self, unavailable)
 
-    def _settle(self, run: Run, error: BaseException) -> None:
-        ownership = self.runtime.ownership
-        owner = self._owner
-        if isinstance(error, LeaseLost):
-            raise error
-        if isinstance(error, JournalUnavailable):
-            raise error
-        if isinstance(error, Suspend):
-            self._show("SUSPENDED", {"until": None})
-            delay = int(error.delay * 1000)
-            self._commit(run, lambda b: ownership.suspend(b, owner, delay_ms=delay, retries=run.opened.retries))
-        elif isinstance(error, (Exception, Park)) and run.doubts():
-            self._park_doubts(run)
-        elif isinstance(error, Park):
-            self._park(run, State.AMBIGUOUS, error.reason)
-        elif isinstance(error, Retry):
-            self._retry(run, error)
-        elif isinstance(error, Ignore):
-            self._replace(run)
-        elif isinstance(error, Reject):
-            if error.requeue:  # type: ignore[attr-defined]
-                self._commit(run, lambda b: ownership.release(b, owner))
-            else:
-                self._finish(run, State.FAILED, pack_error(self.runtime, error), dispatched=True)
-        elif isinstance(error, Exception) and not _is_interruption(error):
-            self._finish(run, State.FAILED, pack_error(self.runtime, error))
-        else:
-            self._give_back(run)
-
     def _verdict(self, error: BaseException) -> BaseException:
         """What Celery is told."""
         run = self.run
         assert run is not None
+        if not isinstance(error, (Exception, DurableError, Leave)):
+            return error  # the process is being ended; nobody may swallow that
         sticky = run.sticky
         if isinstance(sticky, JournalUnavailable) and self.eager:
             return sticky
@@ -330,73 +284,6 @@ class Session:
         if isinstance(error, Exception) and run.doubts():
             return Ignore()
         return error
-
-    def _give_back(self, run: Run) -> None:
-        """The process is being ended, or the body was killed: let another worker go on at once."""
-        logger.warning("%s[%s] was interrupted; it is given back", self.task.name, self.request.id)
-        self._commit(run, lambda b: self.runtime.ownership.release(b, self._owner, recoverable=not self.eager))
-
-    def _retry(self, run: Run, error: Retry) -> None:
-        ownership, owner, runtime = self.runtime.ownership, self._owner, self.runtime
-        stash = self.stash
-        if stash is None:
-            # Eager (Celery runs the retry itself), or a Retry that the user raised and nobody has sent.
-            retries = run.opened.retries + (1 if self.eager else 0)
-            delay = None if self.eager else int(_seconds(error.when) * 1000)
-            self._commit(run, lambda b: ownership.suspend(b, owner, delay_ms=delay, retries=retries))
-            return
-        packed = envelopes.pack(stash.envelope(self.task.app), runtime.envelope_codec)
-        # Recovery sends it again if it has not started a lease after it was due.
-        delay = stash.delay_ms() + runtime.settings.lease_ms
-        self._commit(run, lambda b: ownership.suspend(b, owner, delay_ms=delay, retries=stash.retries, envelope=packed))
-        reached("task.after_retry_commit")
-        publish_stashed(self.task.app, stash, run.fence.pk, runtime)
-
-    def _replace(self, run: Run) -> None:
-        """``Task.replace`` goes on as another task under the same id; any other ``Ignore`` ends the execution."""
-        stash = self.stash
-        if stash is None:
-            self._finish(run, State.COMPLETED, None, dispatched=True)
-            return
-        packed = envelopes.pack(stash.envelope(self.task.app), self.runtime.envelope_codec)
-        delay = stash.delay_ms() + self.runtime.settings.lease_ms
-        self._commit(
-            run,
-            lambda b: self.runtime.ownership.suspend(
-                b, self._owner, delay_ms=delay, retries=stash.retries, envelope=packed, task=stash.name
-            ),
-        )
-        publish_stashed(self.task.app, stash, run.fence.pk, self.runtime)
-
-    # -- parking --------------------------------------------------------------------------------------------
-
-    def _park_doubts(self, run: Run) -> None:
-        doubts = run.doubts()
-        for item in doubts:
-            payload, _ = run.roundtrip({"reason": item.doubt, "decision": "parked"}, "the reason of the doubt")
-            run.append(item.entry._replace(kind=EntryKind.AUDIT, payload=payload))
-        self._park(run, State.AMBIGUOUS, "\n".join(item.doubt or "" for item in doubts))
-
-    def _park(self, run: Run, state: State, reason: str, *entries: Entry) -> None:
-        for entry in entries:
-            run.append(entry)
-        self._show(state.value.upper(), {"reason": reason})
-        self._commit(
-            run, lambda b: self.runtime.ownership.park(b, self._owner, state, StoredPayload(0, reason.encode()))
-        )
-        self._tell_parked(state, reason)
-
-    def _tell_parked(self, state: State, reason: str) -> None:
-        announce_parked(self.task, str(self.request.id), state, reason)
-
-    def _show(self, state: str, meta: dict[str, Any]) -> None:
-        """Let ``AsyncResult.state`` say it; it is no ready state, so ``get()`` goes on waiting."""
-        if self.eager:
-            return
-        try:
-            self.task.update_state(task_id=self.request.id, state=state, meta=meta)
-        except Exception as error:
-            logger.warning("the result backend was not told that %s is %s: %s", self.request.id, state, error)
 
     # -- divergence -----------------------------------------------------------------------------------------
 
@@ -408,7 +295,7 @@ class Session:
         try:
             if self.runtime.settings.on_divergence == "park":
                 run.sticky = None
-                self._park(run, State.QUARANTINED, str(error), run.abort_entry(str(error)))
+                self.ending.park(run, State.QUARANTINED, str(error), run.abort_entry(str(error)))
                 raise Ignore
             logger.warning("%s\n  The body starts anew in generation %d.", error, run.generation + 1)
             batch = self.runtime.writer.drain(run.buffer)
@@ -420,24 +307,12 @@ class Session:
             raise Ignore from lost
         except JournalUnavailable as unavailable:
             run.stuck(unavailable)
-            self._abandon(run)
+            self.ending.abandon(run)
             if self.eager:
                 raise
             postpone(self, unavailable)
             raise Ignore from unavailable
         return dataclasses.replace(run.opened, generation=generation, resumed=False)
-
-    # -- without a database ---------------------------------------------------------------------------------
-
-    def _abandon(self, run: Run) -> None:
-        """Write what is left, and give the lease back, as soon as the database answers."""
-        ownership, owner = self.runtime.ownership, self._owner
-        nothing = Batch(run.fence, run.generation, ())
-        run.buffer.closed = False
-        recoverable = not self.eager
-        self.runtime.keeper.abandon(
-            run.buffer, self.runtime.writer, lambda: ownership.release(nothing, owner, recoverable=recoverable)
-        )
 
 
 _WHY = {
@@ -452,16 +327,3 @@ def current_session() -> Session | None:
     """The delivery whose body runs here."""
     session: Session | None = stashing.get()
     return session
-
-
-def _seconds(when: Any) -> float:
-    return max(float(when), 0.0) if isinstance(when, (int, float)) else 0.0
-
-
-def _is_interruption(error: Exception) -> bool:
-    """True for what a cold stop raises inside a body that runs in the worker's own thread (the solo pool)."""
-    if not isinstance(error, NotImplementedError):
-        return False
-    from celery.worker import state
-
-    return state.should_terminate is not None

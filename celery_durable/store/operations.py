@@ -14,7 +14,6 @@ from sqlalchemy.engine import Connection
 from ..errors import UnknownExecution, WrongState
 from .database import Database
 from .journal import COLUMNS, insert_entries, journaled, to_execution
-from .ownership import get_payload, put_payload
 from .records import (
     FINAL_STATES,
     PARKED_STATES,
@@ -29,6 +28,7 @@ from .records import (
     State,
     StoredPayload,
 )
+from .rows import get_payload, put_payload
 from .tables import executions, journal, now_ms
 
 __all__ = ["Operations"]

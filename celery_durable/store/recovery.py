@@ -10,8 +10,8 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 
 from .database import Database
-from .ownership import quarantine
 from .records import Due, PayloadKind, State, StoredPayload
+from .rows import quarantine
 from .tables import executions, new_pk, now_ms, payloads
 
 __all__ = ["Claims", "Parked", "Published", "RecoveryStore"]

@@ -1,0 +1,178 @@
+"""How a run ends: what is committed together with the last entries, and what is published after that."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import TYPE_CHECKING, Any
+
+from celery.exceptions import Ignore, Reject, Retry
+
+from . import envelope as envelopes
+from .control import Park, Suspend
+from .errors import JournalUnavailable, LeaseLost
+from .faults import reached
+from .outcome import pack_error
+from .publish import publish_stashed
+from .signals import park as announce_parked
+from .store.records import Batch, Entry, EntryKind, State, StoredPayload
+
+if TYPE_CHECKING:
+    from .run import Run
+    from .session import Session
+
+__all__ = ["Ending"]
+
+logger = logging.getLogger(__name__)
+
+
+class Ending:
+    """Brings the execution of a session into the state that belongs to the way in which its body was left."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._runtime = session.runtime
+
+    def finish(self, run: Run, state: State, outcome: StoredPayload | None, *, dispatched: bool = False) -> None:
+        told = dispatched or self._session.eager
+        reached("task.before_outcome")
+        self._commit(
+            run,
+            lambda batch: self._runtime.ownership.finish(batch, self._session.owner, state, outcome, dispatched=told),
+        )
+        if not told:
+            self._runtime.returning[self._session.request.id] = run.fence.pk
+        reached("task.after_outcome")
+
+    def _commit(self, run: Run, settle: Any) -> None:
+        """Commit what is left of the journal together with a new state."""
+        batch = self._runtime.writer.drain(run.buffer)
+        try:
+            settle(batch)
+        except JournalUnavailable:
+            self._runtime.writer.give_back(run.buffer, dataclasses.replace(batch, again=True))
+            raise
+
+    def settle(self, run: Run, error: BaseException) -> None:
+        ownership = self._runtime.ownership
+        owner = self._session.owner
+        if isinstance(error, LeaseLost):
+            raise error
+        if isinstance(error, JournalUnavailable):
+            raise error
+        if isinstance(error, Suspend):
+            self._show("SUSPENDED", {"until": None})
+            delay = int(error.delay * 1000)
+            self._commit(run, lambda b: ownership.suspend(b, owner, delay_ms=delay, retries=run.opened.retries))
+        elif isinstance(error, (Exception, Park)) and run.doubts():
+            self._park_doubts(run)
+        elif isinstance(error, Park):
+            self.park(run, State.AMBIGUOUS, error.reason)
+        elif isinstance(error, Retry):
+            self._retry(run, error)
+        elif isinstance(error, Ignore):
+            self._replace(run)
+        elif isinstance(error, Reject):
+            if error.requeue:  # type: ignore[attr-defined]
+                self._commit(run, lambda b: ownership.release(b, owner))
+            else:
+                self.finish(run, State.FAILED, pack_error(self._runtime, error), dispatched=True)
+        elif isinstance(error, Exception) and not _is_interruption(error):
+            self.finish(run, State.FAILED, pack_error(self._runtime, error))
+        else:
+            self._give_back(run)
+
+    def _give_back(self, run: Run) -> None:
+        """The process is being ended, or the body was killed: let another worker go on at once."""
+        logger.warning("%s[%s] was interrupted; it is given back", self._session.task.name, self._session.request.id)
+        self._commit(
+            run, lambda b: self._runtime.ownership.release(b, self._session.owner, recoverable=not self._session.eager)
+        )
+
+    def _retry(self, run: Run, error: Retry) -> None:
+        ownership, owner, runtime = self._runtime.ownership, self._session.owner, self._runtime
+        stash = self._session.stash
+        if stash is None:
+            # Eager (Celery runs the retry itself), or a Retry that the user raised and nobody has sent.
+            retries = run.opened.retries + (1 if self._session.eager else 0)
+            delay = None if self._session.eager else int(_seconds(error.when) * 1000)
+            self._commit(run, lambda b: ownership.suspend(b, owner, delay_ms=delay, retries=retries))
+            return
+        packed = envelopes.pack(stash.envelope(self._session.task.app), runtime.envelope_codec)
+        # Recovery sends it again if it has not started a lease after it was due.
+        delay = stash.delay_ms() + runtime.settings.lease_ms
+        self._commit(run, lambda b: ownership.suspend(b, owner, delay_ms=delay, retries=stash.retries, envelope=packed))
+        reached("task.after_retry_commit")
+        publish_stashed(self._session.task.app, stash, run.fence.pk, runtime)
+
+    def _replace(self, run: Run) -> None:
+        """``Task.replace`` goes on as another task under the same id; any other ``Ignore`` ends the execution."""
+        stash = self._session.stash
+        if stash is None:
+            self.finish(run, State.COMPLETED, None, dispatched=True)
+            return
+        packed = envelopes.pack(stash.envelope(self._session.task.app), self._runtime.envelope_codec)
+        delay = stash.delay_ms() + self._runtime.settings.lease_ms
+        self._commit(
+            run,
+            lambda b: self._runtime.ownership.suspend(
+                b, self._session.owner, delay_ms=delay, retries=stash.retries, envelope=packed, task=stash.name
+            ),
+        )
+        publish_stashed(self._session.task.app, stash, run.fence.pk, self._runtime)
+
+    # -- parking --------------------------------------------------------------------------------------------
+
+    def _park_doubts(self, run: Run) -> None:
+        doubts = run.doubts()
+        for item in doubts:
+            payload, _ = run.roundtrip({"reason": item.doubt, "decision": "parked"}, "the reason of the doubt")
+            run.append(item.entry._replace(kind=EntryKind.AUDIT, payload=payload))
+        self.park(run, State.AMBIGUOUS, "\n".join(item.doubt or "" for item in doubts))
+
+    def park(self, run: Run, state: State, reason: str, *entries: Entry) -> None:
+        for entry in entries:
+            run.append(entry)
+        self._show(state.value.upper(), {"reason": reason})
+        self._commit(
+            run,
+            lambda b: self._runtime.ownership.park(b, self._session.owner, state, StoredPayload(0, reason.encode())),
+        )
+        self.tell_parked(state, reason)
+
+    def tell_parked(self, state: State, reason: str) -> None:
+        announce_parked(self._session.task, str(self._session.request.id), state, reason)
+
+    def _show(self, state: str, meta: dict[str, Any]) -> None:
+        """Let ``AsyncResult.state`` say it; it is no ready state, so ``get()`` goes on waiting."""
+        if self._session.eager:
+            return
+        try:
+            self._session.task.update_state(task_id=self._session.request.id, state=state, meta=meta)
+        except Exception as error:
+            logger.warning("the result backend was not told that %s is %s: %s", self._session.request.id, state, error)
+
+    # -- without a database ---------------------------------------------------------------------------------
+
+    def abandon(self, run: Run) -> None:
+        """Write what is left, and give the lease back, as soon as the database answers."""
+        ownership, owner = self._runtime.ownership, self._session.owner
+        nothing = Batch(run.fence, run.generation, ())
+        run.buffer.closed = False
+        recoverable = not self._session.eager
+        self._runtime.keeper.abandon(
+            run.buffer, self._runtime.writer, lambda: ownership.release(nothing, owner, recoverable=recoverable)
+        )
+
+
+def _seconds(when: Any) -> float:
+    return max(float(when), 0.0) if isinstance(when, (int, float)) else 0.0
+
+
+def _is_interruption(error: Exception) -> bool:
+    """True for what a cold stop raises inside a body that runs in the worker's own thread (the solo pool)."""
+    if not isinstance(error, NotImplementedError):
+        return False
+    from celery.worker import state
+
+    return state.should_terminate is not None

@@ -1,0 +1,62 @@
+"""What several parts of the store do to a row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from ..errors import LeaseLost
+from .records import PayloadKind, State, StoredPayload
+from .tables import executions, now_ms, payloads
+
+__all__ = ["get_payload", "lease_lost", "put_payload", "quarantine"]
+
+_x = executions.c
+
+
+def put_payload(connection: Connection, pk: int, kind: PayloadKind, payload: StoredPayload) -> None:
+    """Write or replace a payload row."""
+    where = (payloads.c.pk == pk) & (payloads.c.kind == int(kind))
+    values = {"codec": payload.codec, "data": payload.data}
+    if not connection.execute(sa.update(payloads).where(where).values(values)).rowcount:
+        connection.execute(sa.insert(payloads).values(pk=pk, kind=int(kind), **values))
+
+
+def get_payload(connection: Connection, pk: int, kind: PayloadKind) -> StoredPayload | None:
+    """Read a payload row."""
+    row = connection.execute(
+        sa.select(payloads.c.codec, payloads.c.data).where(payloads.c.pk == pk, payloads.c.kind == int(kind))
+    ).first()
+    return StoredPayload(row.codec, bytes(row.data)) if row else None
+
+
+def quarantine(connection: Connection, row: Any, max_attempts: int) -> str:
+    """Park an execution whose owners keep dying; fences off whoever may still run it.
+
+    :returns: the reason, as it was stored.
+    """
+    reason = (
+        f"its owner died or lost its lease {row.attempts + 1} times (durable_max_attempts is {max_attempts}). "
+        f"Find out what kills the worker, then: celery durable resume {row.id}"
+    )
+    connection.execute(
+        sa.update(executions)
+        .where(_x.pk == row.pk)
+        .values(state=State.QUARANTINED.value, wake_at=None, lease_until=0, epoch=_x.epoch + 1, updated_at=now_ms())
+    )
+    put_payload(connection, row.pk, PayloadKind.REASON, StoredPayload(0, reason.encode()))
+    return reason
+
+
+def lease_lost(row: Any) -> LeaseLost:
+    """The error for a fence that no longer holds; ``row`` is what the execution is now."""
+    if row is None:
+        return LeaseLost("the execution's row is gone; its result is dropped.")
+    state = State(row.state)
+    if state is State.RUNNING:
+        return LeaseLost(
+            f"another owner took the execution over (its epoch is {row.epoch} now); this one's result is dropped."
+        )
+    return LeaseLost(f"the execution is {state.value} now; this owner's result is dropped.", state=state)
