@@ -199,6 +199,8 @@ def resend(
         headers[PK_HEADER] = str(pk)
     properties = dict(envelope["properties"])
     options: dict[str, Any] = {}
+    if "delivery_mode" in properties:
+        options["delivery_mode"] = properties.pop("delivery_mode")
     try:
         body = body_of(envelope)
         options["serializer"] = envelope["serializer"]
