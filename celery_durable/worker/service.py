@@ -43,13 +43,20 @@ class Service:
     """One recovery service.
 
     :param server: listens for the processes of the worker; None where they live in this one.
+    :param orphaned: tells that the worker whose service this is has gone.
     """
 
-    def __init__(self, app: Celery, server: socket.socket | None = None) -> None:
+    def __init__(
+        self,
+        app: Celery,
+        server: socket.socket | None = None,
+        orphaned: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.app = app
         self.runtime = Runtime.of(app)
         self.settings = self.runtime.settings
         self._stopping = False
+        self._orphaned = orphaned
         self._server = server
         #: connection -> (bytes read so far, owner prefix once it said hello)
         self._peers: dict[socket.socket, tuple[bytes, str]] = {}
@@ -73,7 +80,7 @@ class Service:
     def run(self, sleep: Callable[[float], None] = time.sleep) -> None:
         """Recover until :meth:`stop`."""
         pause = _FIRST_PAUSE
-        while not self._stopping:
+        while not self._stopping and not self._orphaned():
             try:
                 wait = self.round()
                 pause = _FIRST_PAUSE

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from billiard.context import Process
 from celery import bootsteps
+from celery.platforms import set_pdeathsig, set_process_title
 
 from ..lease import native_thread
 from ..settings import load
@@ -102,29 +103,12 @@ def serve(app: Celery, parent: int) -> None:
     """The main function of the service process."""
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    _die_with(parent)
+    # Where the kernel does not end it with the worker, the service notices by itself that it is an orphan.
+    set_pdeathsig("SIGKILL")
     app.set_default()
     app.set_current()
-    service = Service(app, listen(address_of(parent)))
+    service = Service(app, listen(address_of(parent)), orphaned=lambda: os.getppid() != parent)
     signal.signal(signal.SIGTERM, lambda *_: service.stop())
-    _title()
+    set_process_title("celeryd: durable recovery")
     logger.debug("recovery runs in process %d", os.getpid())
     service.run()
-
-
-def _die_with(parent: int) -> None:
-    """End when the worker's main process does, however that ends."""
-    try:
-        from billiard.compat import set_pdeathsig  # type: ignore[attr-defined]
-
-        set_pdeathsig(signal.SIGKILL)
-    except (ImportError, OSError, NotImplementedError) as error:
-        logger.debug("the kernel cannot tie processes together: %s", error)
-    if os.getppid() != parent:
-        raise SystemExit("the worker is gone already")
-
-
-def _title() -> None:
-    from celery.platforms import set_process_title
-
-    set_process_title("celeryd: durable recovery")
