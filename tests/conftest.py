@@ -115,12 +115,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         wanted = marker.args if marker else default
         if unknown := [kind for kind in wanted if kind not in registry.finders]:
             raise pytest.UsageError(f"{metafunc.definition.nodeid}: unknown {marker_name} {unknown}")
-        if UNIT in metafunc.definition.path.parents and not set(wanted) <= set(serverless):
-            raise pytest.UsageError(
-                f"{metafunc.definition.nodeid}: a unit test touches no service. Mark it "
-                f"@pytest.mark.{marker_name}({', '.join(map(repr, serverless))}), or move it to tests/integration."
-            )
         allowed = {*selected(variable, registry.finders), "memory"}
+        if UNIT in metafunc.definition.path.parents:
+            if not set(wanted) <= set(serverless):
+                raise pytest.UsageError(
+                    f"{metafunc.definition.nodeid}: a unit test touches no service. Mark it "
+                    f"@pytest.mark.{marker_name}({', '.join(map(repr, serverless))}), or move it to tests/integration."
+                )
+            allowed.update(serverless)
         parameters = [pytest.param(kind, id=kind) for kind in wanted if kind in allowed]
         if not parameters:
             skip = pytest.mark.skip(reason=f"{variable} does not select {' or '.join(wanted)}")
