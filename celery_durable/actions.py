@@ -66,10 +66,12 @@ class Claim(NamedTuple):
     """Commit this intent unless somebody else holds its global key. Answer: None, or the holder."""
 
     intent: Entry
+    #: Take the key over from this holder, who is known not to use it.
+    take: GuardHolder | None
 
 
 class Wait(NamedTuple):
-    """Another execution runs the operation of this global key right now: let go, and come back later."""
+    """Another execution runs the operation of this global key right now: come back later."""
 
     holder: GuardHolder
 
@@ -123,6 +125,8 @@ class StepCall:
     preview: Callable[[], str]
     #: Number of the next entry at this position.
     next_entry: int = 0
+    #: Whom to take the global key over from.
+    take: GuardHolder | None = None
 
     @property
     def guard(self) -> Guard | None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["drive", "drive_async"]
 
-#: How long to let go when another execution runs the operation of our global key, in seconds.
+#: How long to wait when another execution runs the operation of our global key, in seconds.
 _HELD_ELSEWHERE: Final = 1.0
 
 
@@ -45,7 +45,9 @@ def drive(run: Run, call: StepCall, rows: list[Journaled] | None) -> Outcome:
             elif isinstance(action, Pause):
                 time.sleep(action.seconds)
             elif isinstance(action, Claim):
-                answer = run.claim(action.intent)
+                answer = run.claim(action.intent, action.take)
+            elif run.inline:
+                time.sleep(_HELD_ELSEWHERE)
             else:
                 raise run.stuck(Suspend(_HELD_ELSEWHERE))
     except StopIteration as stop:
@@ -73,7 +75,9 @@ async def drive_async(run: Run, call: StepCall, rows: list[Journaled] | None) ->
             elif isinstance(action, Pause):
                 await asyncio.sleep(action.seconds)
             elif isinstance(action, Claim):
-                answer = await asyncio.to_thread(run.claim, action.intent)
+                answer = await asyncio.to_thread(run.claim, action.intent, action.take)
+            elif run.inline:
+                await asyncio.sleep(_HELD_ELSEWHERE)
             else:
                 raise run.stuck(Suspend(_HELD_ELSEWHERE))
     except StopIteration as stop:

@@ -32,8 +32,9 @@ class Prior:
             if number == generation:
                 claimed.add(recorded.key)
             elif recorded.past in _KNOWN:
-                # A later generation knows more than an earlier one.
-                self._by_key[recorded.key] = (number, recorded, entries[0])
+                # A later generation knows more than an earlier one; the intent says what the arguments were.
+                known = self._by_key.get(recorded.key)
+                self._by_key[recorded.key] = (number, recorded, known[2] if known else entries[0])
         for key in claimed:
             self._by_key.pop(key, None)
 
@@ -54,9 +55,6 @@ class Prior:
                 return self._by_key.pop(other)
         return None
 
-    def conflict(self, name: str) -> tuple[int, Recorded, Journaled] | None:
-        """An unclaimed step of this name, which then has other arguments."""
-        for number, recorded, first in self._by_key.values():
-            if recorded.name == name and recorded.past is not Past.ERROR:
-                return number, recorded, first
-        return None
+    def unclaimed(self, name: str) -> list[tuple[int, Recorded, Journaled]]:
+        """Steps of this name that no step of this generation has claimed: they have other arguments."""
+        return [found for found in self._by_key.values() if found[1].name == name and found[1].past is not Past.ERROR]

@@ -23,6 +23,10 @@ __all__ = ["perform"]
 Steps = Generator[Action, Any, Outcome]
 
 
+#: Outcomes that another step of the same key, or of an earlier generation, can hand over.
+_SHARED = {Past.DONE: EntryKind.RESULT, Past.SKIPPED: EntryKind.SKIPPED, Past.LOST: EntryKind.LOST}
+
+
 def perform(call: StepCall, rows: list[Journaled] | None, around: Surroundings) -> Steps:
     """Bring one step to its outcome. The fingerprint has been compared already.
 
@@ -34,7 +38,7 @@ def perform(call: StepCall, rows: list[Journaled] | None, around: Surroundings) 
         if recorded.key is not None:
             call.key = recorded.key  # minted once, with the intent
         return (yield from _go_on(call, recorded, around, rows))
-    if call.guard is not None and not call.global_key:
+    if call.guard is not None:
         earlier = around.earlier(call)
         if earlier is not None:
             return (yield from _inherit(call, *earlier, around))
@@ -85,8 +89,9 @@ def _inherit(call: StepCall, generation: int, recorded: Recorded, first: Journal
     if outcome is None:
         reason = f"an intent without a result in generation {generation}"
         return (yield from _ambiguous(call, recorded.attempts, reason, around))
-    kind = {Past.DONE: EntryKind.RESULT, Past.SKIPPED: EntryKind.SKIPPED, Past.LOST: EntryKind.LOST}[recorded.past]
-    around.append(call.entry(kind, attempt=recorded.attempts, payload=recorded.payload), finishes=True)
+    around.append(
+        call.entry(_SHARED[recorded.past], attempt=recorded.attempts, payload=recorded.payload), finishes=True
+    )
     return outcome
 
 
@@ -148,24 +153,30 @@ def _try(call: StepCall, attempt: int, around: Surroundings) -> Steps:
 
 def _announce(call: StepCall, attempt: int, around: Surroundings) -> Generator[Action, Any, Outcome | None]:
     """Commit the intent of a guarded operation, with everything buffered before it, under the lease (G2)."""
-    payload, _ = around.roundtrip(call.preview(), call.where)
+    payload, _ = around.roundtrip({"arguments": call.preview(), "named": call.global_key}, call.where)
     intent = call.entry(EntryKind.INTENT, attempt=attempt, payload=payload)
     reached("step.before_intent")
     if not call.global_key:
         around.append(intent)
         yield Flush()
         return None
-    holder = yield Claim(intent)
-    if holder is None:
-        return None
-    call.next_entry -= 1  # the intent was not written
-    return (yield from _held_elsewhere(call, holder, attempt, around))
+    while True:
+        holder = yield Claim(intent, call.take)
+        if holder is None:
+            return None
+        if not holder.live or holder.fingerprint != call.fingerprint or _is_known(holder):
+            call.next_entry -= 1  # the intent was not written
+            return (yield from _held_elsewhere(call, holder, attempt, around))
+        yield Wait(holder)
 
 
-def _held_elsewhere(
-    call: StepCall, holder: GuardHolder, attempt: int, around: Surroundings
-) -> Generator[Action, Any, Outcome | None]:
-    """Another step has this ``key=``: take its outcome, or its doubt; its failure makes room."""
+def _is_known(holder: GuardHolder) -> bool:
+    """True when the holder of a key has an outcome to share."""
+    return bool(holder.entries) and fold(holder.entries).past in _SHARED
+
+
+def _held_elsewhere(call: StepCall, holder: GuardHolder, attempt: int, around: Surroundings) -> Steps:
+    """Another step has this ``key=``: take its outcome, or its doubt; where its try failed, ours may begin."""
     if holder.fingerprint != call.fingerprint:
         error = GuardConflict(
             f"{call.where} asks for a key= that another call has used with other arguments (fingerprint "
@@ -178,16 +189,17 @@ def _held_elsewhere(
         payload, rebuilt = around.roundtrip_error(error, call.where)
         around.note_error(call, call.entry(EntryKind.ERROR, payload=payload))
         return Outcome(None, rebuilt, False, False, attempt)
-    recorded = fold(holder.entries) if holder.entries else None
-    if recorded is not None:
-        done = _finished(call, recorded, around)
-        if done is not None and recorded.past is not Past.ERROR:
-            kind = {Past.DONE: EntryKind.RESULT, Past.SKIPPED: EntryKind.SKIPPED, Past.LOST: EntryKind.LOST}
-            around.append(call.entry(kind[recorded.past], payload=recorded.payload), finishes=True)
+    call.take = holder
+    if holder.entries:
+        recorded = fold(holder.entries)
+        if recorded.past in _SHARED:
+            around.append(call.entry(_SHARED[recorded.past], payload=recorded.payload), finishes=True)
             yield Flush()
+            done = _finished(call, recorded, around)
+            assert done is not None
             return done
-    if holder.live:
-        yield Wait(holder)
+        if recorded.past in (Past.TRY, Past.ERROR):
+            return (yield from _try(call, attempt, around))
     who = holder.execution.id if holder.execution is not None else "an execution that is gone"
     return (yield from _ambiguous(call, attempt, f"an intent under the same key= in {who}", around))
 
@@ -289,9 +301,7 @@ def _ambiguous(call: StepCall, attempts: int, reason: str, around: Surroundings)
 
 
 def _rerun(call: StepCall, attempts: int, around: Surroundings) -> Steps:
-    # The key stays the one that was minted with the first intent. A global key is ours to use from here on: its
-    # guard row stays with the execution that inserted it.
-    call.global_key = False
+    # The key stays the one that was minted with the first intent.
     return (yield from _try(call, attempts + 1, around))
 
 
@@ -337,7 +347,7 @@ def _audit(call: StepCall, attempts: int, reason: str, decision: str, around: Su
 def _intent_preview(first: Journaled, around: Surroundings) -> str:
     if first.kind != EntryKind.INTENT or first.codec is None or first.payload is None:
         return f"arguments {short(first.fingerprint)}" if first.fingerprint else "unknown arguments"
-    return str(around.decode(StoredPayload(first.codec, first.payload), "the intent's preview"))
+    return str(around.decode(StoredPayload(first.codec, first.payload), "the intent's preview")["arguments"])
 
 
 def _rest_of_pause(

@@ -69,6 +69,7 @@ class Run:
         writer: JournalWriter,
         codec: Codec,
         limits: Limits,
+        inline: bool = False,
         degrade: Callable[[JournalUnavailable], bool] = lambda error: False,
     ) -> None:
         self.execution_id = execution_id
@@ -77,6 +78,8 @@ class Run:
         self.generation = opened.generation
         self.codec = codec
         self.limits = limits
+        #: True where waits are sat out in place (eager mode): nobody would bring the execution back.
+        self.inline = inline
         self.counters = Counters()
         self.buffer = ExecutionBuffer(opened.fence, opened.generation, time.monotonic())
         #: What every further request gets: the body has lost its right to go on.
@@ -117,13 +120,13 @@ class Run:
         except LeaseLost as error:
             raise self.stuck(error) from None
 
-    def claim(self, intent: Entry) -> GuardHolder | None:
-        """Commit the intent of a global key, unless somebody holds the key."""
+    def claim(self, intent: Entry, take: GuardHolder | None) -> GuardHolder | None:
+        """Commit the intent of a global key, unless somebody else than ``take`` holds the key."""
         if self.buffer.degraded:
             return None
         self.flush()
         try:
-            answer = self._journal.append_global(Batch(self.fence, self.generation, ()), intent)
+            answer = self._journal.append_global(Batch(self.fence, self.generation, ()), intent, take)
         except JournalUnavailable as error:
             self._unavailable(error)
             return None
@@ -221,15 +224,31 @@ class Run:
             if self._prior is None:
                 rows: Sequence[Journaled] = ()
                 if self.generation > self.opened.base_generation:
-                    rows = self._journal.guarded(self.fence.pk, self.opened.base_generation, self.generation)
+                    rows = self._guarded()
                 self._prior = Prior(rows, self.generation)
             return self._prior
+
+    def _guarded(self) -> Sequence[Journaled]:
+        try:
+            return self._journal.guarded(self.fence.pk, self.opened.base_generation, self.generation)
+        except JournalUnavailable as error:
+            raise self.stuck(error) from None
 
     def earlier(self, call: StepCall) -> tuple[int, Recorded, Journaled] | None:
         return self.prior.claim(call.key, call.descriptor.name, call.fingerprint)
 
     def conflicting(self, call: StepCall) -> tuple[int, Recorded, Journaled] | None:
-        return self.prior.conflict(call.descriptor.name) if call.descriptor.key is None else None
+        for generation, recorded, first in self.prior.unclaimed(call.descriptor.name):
+            # Two operations that the application has named differently are two.
+            if not (call.global_key and self._was_named(first)):
+                return generation, recorded, first
+        return None
+
+    def _was_named(self, first: Journaled) -> bool:
+        if first.kind != EntryKind.INTENT or first.codec is None or first.payload is None:
+            return False
+        intent = self.decode(StoredPayload(first.codec, first.payload), f"the intent of step {first.name!r}")
+        return bool(intent["named"])
 
     # -- reading and limits ---------------------------------------------------------------------------------
 

@@ -189,6 +189,7 @@ class Session:
             writer=runtime.writer,
             codec=runtime.codec,
             limits=runtime.limits,
+            inline=self.eager,
             degrade=self._degrade,
         )
 
@@ -206,7 +207,8 @@ class Session:
             # What took the body's right to go on outweighs whatever it raised after that.
             error = run.sticky or error
             self._left(run, error)
-            raise self._verdict(error) from error
+            verdict = self._verdict(error)
+            raise verdict from (None if verdict is error else error)
         else:
             return self._complete(run, value)
         finally:

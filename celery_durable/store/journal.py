@@ -210,9 +210,10 @@ class Journal:
             row.entry == first.entry and row.epoch == batch.fence.epoch for row in connection.execute(_GROUP, place)
         )
 
-    def append_global(self, batch: Batch, intent: Entry) -> GuardHolder | Fence | None:
+    def append_global(self, batch: Batch, intent: Entry, take: GuardHolder | None = None) -> GuardHolder | Fence | None:
         """Commit ``batch`` and ``intent`` if nobody holds the intent's key yet.
 
+        :param take: a holder who is known not to use the key; it is taken over from that one.
         :returns: ``None`` when it is ours now, the holder when it is not (nothing is written then), the fence
             itself when it no longer holds.
         """
@@ -221,24 +222,36 @@ class Journal:
         key, fingerprint, pk = intent.key, intent.fingerprint, batch.fence.pk
 
         def work(connection: Connection) -> GuardHolder | Fence | None:
-            holder = connection.execute(sa.select(guards).where(guards.c.key == key)).first()
+            holder = connection.execute(sa.select(guards).where(guards.c.key == key).with_for_update()).first()
             mine = holder is not None and (holder.pk, holder.generation, holder.scope, holder.position) == (
                 pk,
                 batch.generation,
                 intent.scope,
                 intent.position,
             )
-            if holder is not None and not mine:
-                return self._holder(connection, holder)
+            takes = (
+                holder is not None
+                and take is not None
+                and (holder.pk, holder.generation)
+                == (
+                    take.pk,
+                    take.generation,
+                )
+            )
+            if holder is not None and not mine and not takes:
+                return self._holder(connection, holder, pk)
             if mine and self._present(connection, Batch(batch.fence, batch.generation, (intent,))):
                 return None
             if not self._fence(connection, batch):
                 return batch.fence
             if not mine:
                 values = {"pk": pk, "generation": batch.generation, "scope": intent.scope, "position": intent.position}
-                connection.execute(
-                    sa.insert(guards).values(key=key, fingerprint=fingerprint, created_at=now_ms(), **values)
-                )
+                if takes:
+                    connection.execute(sa.update(guards).where(guards.c.key == key).values(**values))
+                else:
+                    connection.execute(
+                        sa.insert(guards).values(key=key, fingerprint=fingerprint, created_at=now_ms(), **values)
+                    )
             insert_entries(connection, [Batch(batch.fence, batch.generation, (*batch.entries, intent))])
             return None
 
@@ -248,7 +261,7 @@ class Journal:
             # Somebody inserted the key between our look and our insert: now the look finds it.
             return self._database.write(work)
 
-    def _holder(self, connection: Connection, row: Any) -> GuardHolder:
+    def _holder(self, connection: Connection, row: Any, own_pk: int) -> GuardHolder:
         execution = connection.execute(sa.select(executions, now_ms().label("now")).where(_x.pk == row.pk)).first()
         place = {"pk": row.pk, "generation": row.generation, "scope": row.scope, "position": row.position}
         return GuardHolder(
@@ -256,7 +269,9 @@ class Journal:
             generation=row.generation,
             fingerprint=bytes(row.fingerprint),
             execution=None if execution is None else to_execution(execution),
+            # An earlier generation of the one who asks is not under way.
             live=execution is not None
+            and row.pk != own_pk
             and execution.state == State.RUNNING.value
             and execution.lease_until > execution.now,
             entries=[journaled(e) for e in connection.execute(_GROUP, place)],

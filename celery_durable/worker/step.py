@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from billiard.context import Process
 from celery import bootsteps
-from celery.platforms import set_pdeathsig, set_process_title
+from celery.platforms import set_pdeathsig, set_process_title  # type: ignore[attr-defined]
 
 from ..lease import native_thread
 from ..settings import load
