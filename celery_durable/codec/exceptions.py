@@ -80,10 +80,7 @@ class _Recorder:
         }
         if self.level >= 3:
             return node("error", {**record, "args": [record["text"]]})
-        args = _args(exc)
-        record["args"] = [self.part(part, nesting) for part in args]
-        if args != exc.args:
-            record["shown"] = [self.part(part, nesting) for part in exc.args]
+        record["args"] = [self.part(part, nesting) for part in _args(exc)]
         notes = getattr(exc, "__notes__", None)
         if isinstance(notes, list) and notes:
             record["notes"] = [self.part(part, nesting) for part in notes]
@@ -197,11 +194,9 @@ def _plain(text: str, limit: int) -> str:
 def _decode_error(tagged: list[Any]) -> BaseException:
     record = tagged[1]
     args = tuple(decode_tree(part) for part in record["args"])
-    shown = tuple(decode_tree(part) for part in record["shown"]) if "shown" in record else args
     attributes = {name: decode_tree(part) for name, part in record.get("attributes", {}).items()}
     try:
         exc = _make(record["class"], args)
-        exc.args = shown
         exc.__dict__.update({name: part for name, part in attributes.items() if not _is_hidden(exc, name)})
         for name, part in attributes.items():
             if _is_hidden(exc, name):
@@ -211,7 +206,7 @@ def _decode_error(tagged: list[Any]) -> BaseException:
         exc = ErrorPlaceholder(
             f"{original}: {record['text']} (recorded; the class cannot be rebuilt here: {error})",
             original=original,
-            original_args=shown,
+            original_args=args,
             original_text=record["text"],
         )
     if "notes" in record:

@@ -119,7 +119,9 @@ def test_state_of_builtin_errors() -> None:
 def test_notes_cause_and_traceback() -> None:
     def inner() -> None:
         try:
-            raise KeyError("root")
+            root = KeyError("root")
+            root.__cause__ = IndexError("one level is kept, not two")
+            raise root
         except KeyError as error:
             raise ValueError("outer") from error
 
@@ -197,7 +199,9 @@ def test_placeholder_for_a_class_that_is_gone() -> None:
     assert str(again) == str(got)
 
 
-@pytest.mark.parametrize("ref", ["os:system", "builtins:dict", "no_such_module_xyz:E", f"{__name__}:Gone"])
+@pytest.mark.parametrize(
+    "ref", ["os:system", "builtins:dict", "builtins:list", "no_such_module_xyz:E", f"{__name__}:Gone"]
+)
 def test_placeholder_for_what_is_no_exception(ref: str) -> None:
     data = b'{"~":["error",{"class":"%b","text":"t","args":["echo"]}]}' % ref.encode()
     got: Any = Codec().decode_error(17, data)

@@ -72,7 +72,7 @@ def test_limit_must_be_positive() -> None:
         b'{"~":["tuple",1]}',
         b'{"~":["uuid","x"]}',
         b'{"~":["bytes","a"]}',
-        b'{"~":["bytes","a b="]}',
+        b'{"~":["bytes","QUJD!"]}',
         b'{"~":["datetime","yesterday"]}',
         b'{"~":["decimal","x"]}',
         b'{"~":["tuple",[]],"x":1}',
@@ -200,7 +200,7 @@ def test_custom_serializer(zipped: str) -> None:
     assert payload.data.startswith(b"\x06zipped")
     assert list(codec.decode(*payload).items()) == [("z", 1), ("a", (2,))], "order is kept by us where it is not by it"
     assert Codec().decode(*payload) == {"z": 1, "a": (2,)}
-    assert Codec(zipped, max_payload_bytes=500).encode("a" * 5000), "the limit is on what is stored"
+    assert Codec(zipped, max_payload_bytes=500).encode(["a" * 5000]), "the limit is on what is stored"
     serialization.unregister("zipped")
     with pytest.raises(PayloadError, match="serializer 'zipped', which cannot be used here"):
         Codec().decode(payload.codec, payload.data, "the result")

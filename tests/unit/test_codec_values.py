@@ -14,6 +14,7 @@ import pathlib
 import subprocess
 import sys
 import threading
+import traceback
 import typing
 import uuid
 import zoneinfo
@@ -23,7 +24,8 @@ import pytest
 
 from celery_durable.codec import Codec, preview
 from celery_durable.codec.refusal import MAX_DEPTH
-from celery_durable.errors import PayloadError, PayloadTooLarge
+from celery_durable.errors import FingerprintError, PayloadError, PayloadTooLarge
+from celery_durable.identity import fingerprint
 
 pydantic = pytest.importorskip("pydantic")
 
@@ -131,6 +133,10 @@ class Cart(pydantic.BaseModel):
     at: dt.datetime | None = None
     _seen: int = pydantic.PrivateAttr(default=0)
     _never: int = pydantic.PrivateAttr()
+
+    @functools.cached_property
+    def lock(self) -> Any:
+        return threading.Lock()
 
     @pydantic.field_validator("items")
     @classmethod
@@ -338,10 +344,12 @@ def test_generic_dataclass() -> None:
 def test_model_is_rebuilt_without_validating() -> None:
     cart = Cart(items=(Item(sku="a", price=decimal.Decimal("1.0")),), extra_field=(1,))  # type: ignore[call-arg]
     cart._seen = 7
+    assert cart.lock
     count = len(VALIDATIONS)
     back = Codec().roundtrip(cart)[1]
     assert len(VALIDATIONS) == count
-    assert back == cart
+    assert "lock" not in back.__dict__, "cached properties are computed again"
+    assert (back.items, back.at) == (cart.items, cart.at)
     assert back._seen == 7
     assert back.model_fields_set == {"items", "extra_field"}
     assert back.extra_field == (1,)
@@ -535,6 +543,27 @@ def test_cycles_and_depth_are_refused(value: Any) -> None:
 def test_the_deepest_allowed_value_comes_back(serializer: str) -> None:
     value = _nested(MAX_DEPTH)
     assert Codec(serializer).roundtrip(value)[1] == value
+
+
+def _near_the_end_of_the_stack(call: Any) -> Any:
+    def sink(frames: int) -> Any:
+        return call() if frames == 0 else sink(frames - 1)
+
+    depth = len(traceback.extract_stack())
+    return sink(sys.getrecursionlimit() - depth - 60)
+
+
+def test_a_deep_stack_is_no_damage() -> None:
+    """A body may call steps from deep inside of itself; that is told as what it is."""
+    codec = Codec()
+    value = _nested(MAX_DEPTH - 1)
+    payload = codec.encode(value)
+    for call in (lambda: codec.encode(value), lambda: codec.decode(*payload)):
+        with pytest.raises(PayloadError, match="recursion limit") as caught:
+            _near_the_end_of_the_stack(call)
+        assert type(caught.value) is PayloadError
+    with pytest.raises(FingerprintError):
+        _near_the_end_of_the_stack(lambda: fingerprint("s", "e", (value,), {}))
 
 
 def test_shared_parts_do_not_explode() -> None:
