@@ -83,6 +83,7 @@ executions = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
     UniqueConstraint("namespace", "id", name="uq_durable_execution_id"),
+    postgresql_with={"fillfactor": "80"},
 )
 
 #: What recovery scans. Rows that need no look have no entry where the database has partial indexes.
@@ -132,6 +133,7 @@ journal = Table(
     Column("duration_us", BigInteger, nullable=True),
     Column("codec", SmallInteger, nullable=True),
     Column("payload", _Blob, nullable=True),
+    sqlite_with_rowid=False,
 )
 
 #: Who holds an idempotency key that names an operation for the whole application (``key=``).
