@@ -83,7 +83,6 @@ executions = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
     UniqueConstraint("namespace", "id", name="uq_durable_execution_id"),
-    postgresql_with={"fillfactor": "80"},
 )
 
 #: What recovery scans. Rows that need no look have no entry where the database has partial indexes.

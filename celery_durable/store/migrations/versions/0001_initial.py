@@ -17,7 +17,12 @@ branch_labels = None
 depends_on = None
 
 _MYSQL = ("mysql", "mariadb")
-_TABLE: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4"}
+#: Each option twice: URLs that start with ``mariadb`` do not see those of MySQL.
+_TABLE: dict[str, Any] = {
+    f"{dialect}_{option}": value
+    for dialect in _MYSQL
+    for option, value in (("engine", "InnoDB"), ("charset", "utf8mb4"))
+}
 
 
 def _text(length: int) -> Any:
@@ -59,10 +64,11 @@ def upgrade() -> None:
         sa.Column("created_at", sa.BigInteger, nullable=False),
         sa.Column("updated_at", sa.BigInteger, nullable=False),
         sa.UniqueConstraint("namespace", "id", name="uq_durable_execution_id"),
-        # Room in every page for the next version of a row: leases are renewed in place (HOT).
-        postgresql_with={"fillfactor": "80"},
         **_TABLE,
     )
+    if op.get_context().dialect.name == "postgresql":
+        # Room in every page for the next version of a row: leases are renewed in place (HOT).
+        op.execute("ALTER TABLE durable_execution SET (fillfactor = 80)")
     op.create_index(
         "ix_durable_execution_wake",
         "durable_execution",
