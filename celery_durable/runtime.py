@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 _runtimes: weakref.WeakKeyDictionary[Celery, Runtime] = weakref.WeakKeyDictionary()
 _making = threading.Lock()
+#: Numbers the openings of this process, whatever apps and runtimes it has.
+_openings = itertools.count(1)
 
 
 class Runtime:
@@ -65,7 +67,6 @@ class Runtime:
         self.returning: dict[str, int] = {}
         #: Runs that went on without durability (``durable_on_unavailable = "degrade"``).
         self.degraded_runs = 0
-        self._openings = itertools.count(1)
 
     def ownership_over(self, database: Database) -> Ownership:
         settings = self.settings
@@ -78,7 +79,7 @@ class Runtime:
 
     def new_owner(self) -> str:
         """A fresh owner id: unique for this opening among all processes."""
-        return f"{owner_prefix()}{next(self._openings)}"
+        return f"{owner_prefix()}{next(_openings)}"
 
     @classmethod
     def of(cls, app: Celery) -> Runtime:
