@@ -33,6 +33,9 @@ app.conf.update(
     task_default_queue=config.namespace,
     # One order at a time per process: an order that waits in a worker cannot be done by another.
     worker_prefetch_multiplier=1,
+    # Where the broker has no event loop, Celery waits this long for a last word of a dead pool process, and the
+    # worker takes no other order in its place meanwhile. The default is 10 s.
+    worker_lost_wait=1.0,
     worker_hijack_root_logger=True,
     broker_connection_retry_on_startup=True,
 )
@@ -46,7 +49,7 @@ if config.embedded_broker:
         # Otherwise every message moves through the system's temporary folder, and a killed worker leaves it there.
         "store_processed": True,
         "processed_folder": str(folder / "processed"),
-        "polling_interval": 0.1,
+        "polling_interval": 0.05,
     }
     # Remote control needs broadcasts, which on this transport are one more folder to poll.
     app.conf.update(broker_transport_options=transport, worker_enable_remote_control=False)

@@ -15,11 +15,11 @@ from celery_durable import (
     Intent,
     OnAmbiguous,
     StepHandle,
-    Verdict,
     current_step,
     guarded,
     step,
 )
+from celery_durable.effects import Verdict
 
 from .app import app, config
 from .clients import Carrier, Gateway, Mailer, Parcel, Receipt, ServiceDown

@@ -13,6 +13,7 @@ from typing import Any
 from ..shop import Order
 from .chaos import Kill
 from .journal import Execution, StepRow
+from .replays import Replays
 
 #: The step that may be skipped when nobody knows whether the mail went out.
 MAIL_STEP = "send_confirmation"
@@ -47,8 +48,8 @@ class Evidence:
     #: Pieces that left the stock, and pieces that are reserved, by article.
     taken: dict[str, int]
     reserved: dict[str, int]
-    #: Steps that were answered from the journal; ``None`` where that was not measured.
-    replayed: int | None = None
+    #: What was answered from the journal instead of being run again.
+    replayed: Replays
     kills: list[Kill] = field(default_factory=list)
     #: Seconds from a kill until the interrupted execution was run again, by kind of kill.
     waits: dict[str, list[float]] = field(default_factory=dict)

@@ -6,7 +6,9 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 from .events import EventLog
 from .stage import Actor, Stage
@@ -36,12 +38,16 @@ class Chaos:
 
     #: Share of the kills that take a whole worker.
     WORKERS = 0.3
+    #: An order that was hit this often is left in peace: the last one would otherwise be hit by every kill.
+    ENOUGH = 4
 
     def __init__(self, stage: Stage, log: EventLog, every: float, seed: int) -> None:
         self.stage = stage
         self.log = log
         self.every = every
         self.kills: list[Kill] = []
+        self._hits: Counter[str] = Counter()
+        self._dead: set[int] = set()
         self._rng = random.Random(seed)
         self._next = time.monotonic() + self._pause()
 
@@ -62,32 +68,43 @@ class Chaos:
         """The pool processes of a worker that work on an order, and on which."""
         found = {}
         for pid, execution in self.log.children.items():
+            # A process that was killed keeps its number until the worker notices.
+            if not execution or pid in self._dead:
+                continue
             try:
-                if execution and os.getpgid(pid) == worker.process.pid:
+                if os.getpgid(pid) == worker.process.pid:
                     found[pid] = execution
             except ProcessLookupError:
                 continue
         return found
 
+    def _spared(self, execution: str) -> bool:
+        return self._hits[execution] >= self.ENOUGH
+
+    def _note(self, kind: str, worker: Actor, pid: int, interrupted: dict[int, str]) -> None:
+        self.kills.append(Kill(time.time(), kind, worker.name, pid, tuple(interrupted.values())))
+        self._hits.update(interrupted.values())
+        self._dead.update(interrupted)
+
     def _kill_worker(self) -> bool:
         worker = self._rng.choice(self.stage.workers)
         busy = self._busy(worker)
-        if not busy:
+        if not busy or any(map(self._spared, busy.values())):
             return False
-        self.kills.append(Kill(time.time(), "worker", worker.name, worker.process.pid, tuple(busy.values())))
+        self._note("worker", worker, worker.process.pid, busy)
         worker.kill()
         self.stage.restart(worker)
         return True
 
     def _kill_child(self) -> bool:
-        busy = [(worker, pid, what) for worker in self.stage.workers for pid, what in self._busy(worker).items()]
-        if not busy:
+        busy = [(pid, what, worker) for worker in self.stage.workers for pid, what in self._busy(worker).items()]
+        victims = [victim for victim in busy if not self._spared(victim[1])]
+        if not victims:
             return False
-        worker, pid, execution = self._rng.choice(sorted(busy, key=lambda found: found[1]))
-        self.kills.append(Kill(time.time(), "child", worker.name, pid, (execution,)))
+        pid, execution, worker = self._rng.choice(sorted(victims, key=itemgetter(0)))
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
-            self.kills.pop()
             return False
+        self._note("child", worker, pid, {pid: execution})
         return True

@@ -19,12 +19,16 @@ from .events import EventLog
 from .journal import Journal
 from .observer import Observer, read_books
 from .options import Options
+from .replays import read_replays
 from .shopfront import Shopfront
 from .stage import Stage, StageError
 
 STOCK = 10_000
-#: Pause between two submissions, in seconds.
-SUBMIT_EVERY = 0.03
+#: Seconds between two rounds of the director, each of which submits one order at most.
+ROUND = 0.03
+#: Orders per pool process that are open at the same time. Customers come one after the other; and an order that was
+#: interrupted has to queue behind the others, which would hide how soon it could go on.
+OPEN = 2
 #: Seconds for which the ledgers are left alone after the last order: what comes late must be seen, too.
 SETTLE = 1.5
 MARKER = "made-by-the-demo"
@@ -126,7 +130,8 @@ class Director:
         while not observer.done and time.monotonic() < deadline:
             if observer.error:
                 raise observer.error
-            if waiting:
+            open_orders = len(self.ids) - observer.snapshot.invoiced
+            if waiting and open_orders < OPEN * self.options.workers * self.options.concurrency:
                 order = waiting.pop(0)
                 execution = f"{order.reference}-{self.run_id}"
                 front.submit(order, execution)
@@ -138,7 +143,7 @@ class Director:
                 front.flush_broker()
                 self.flushed_at = time.monotonic() - started
             self.progress.show(observer.snapshot, chaos.kills)
-            time.sleep(SUBMIT_EVERY)
+            time.sleep(ROUND)
 
     def _collect(self, journal: Journal, urls: dict[str, str], kills: list[Kill], log: EventLog) -> Evidence:
         executions = journal.executions()
@@ -157,6 +162,7 @@ class Director:
             invoiced=self.shop.invoiced(),
             taken={sku: STOCK - self.shop.available()[sku] for sku in PRICES},
             reserved=self.shop.reserved(),
+            replayed=read_replays(self.config.directory / "logs"),
             kills=kills,
             waits=waits,
         )

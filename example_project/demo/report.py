@@ -47,8 +47,9 @@ def _durability(outcome: Outcome, reports: list[OrderReport]) -> list[Line]:
     repeated = evidence.gateway.requests.get("repeated", 0)
     refused = sum(books.requests.get("refused", 0) for books in (evidence.gateway, evidence.carrier, evidence.mailer))
     return [
-        Line("steps replayed, not run again", shown(evidence.replayed), "the workers' logs"),
-        Line("guarded steps skipped, in doubt", str(skipped), "the journal"),
+        Line("steps replayed, not run again", str(evidence.replayed.steps), "the workers' logs"),
+        Line("guarded steps skipped", str(evidence.replayed.guarded), "the workers' logs"),
+        Line("  of them in doubt, assumed as done", str(skipped), "the journal"),
         Line("charges asked for again, same key", str(repeated), "the gateway's ledger"),
         Line("requests refused (503), tried again", str(refused), "the services' ledgers"),
     ]
@@ -78,11 +79,6 @@ def _kills(outcome: Outcome, reports: list[OrderReport], survived: bool) -> list
     return lines
 
 
-def shown(figure: int | None) -> str:
-    """A figure, or the word for one that could not be measured."""
-    return "not measured" if figure is None else str(figure)
-
-
 def verdict(reports: list[OrderReport], found: list[str]) -> str:
     """The result in one sentence."""
     if found:
@@ -100,7 +96,7 @@ def as_json(outcome: Outcome, reports: list[OrderReport], found: list[str]) -> d
         "orders": [asdict(report) for report in reports],
         "orders_submitted": len(evidence.ids),
         "orders_fulfilled": sum(report.state == "completed" for report in reports),
-        "steps_replayed": evidence.replayed,
+        "replays": asdict(evidence.replayed),
         "step_outcomes": count_outcomes(evidence.steps),
         "requests": {
             "gateway": evidence.gateway.requests,

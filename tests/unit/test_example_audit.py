@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from example_project.demo.audit import Books, Evidence, examine, problems, spread
 from example_project.demo.chaos import Kill
 from example_project.demo.journal import Execution, StepRow
+from example_project.demo.replays import Replays, read_replays
 from example_project.shop import Order
 
 ORDER = Order(1, "order-001", "Ada", "ada@example.org", "cup", 2, 1780)
@@ -37,6 +39,7 @@ GOOD = Evidence(
     invoiced={1},
     taken={"cup": 2},
     reserved={"cup": 2},
+    replayed=Replays(0, 0, 0),
 )
 
 
@@ -83,6 +86,14 @@ def test_a_mail_may_be_missing_where_the_journal_says_skipped() -> None:
 def test_kills_are_counted_per_order() -> None:
     kills = [Kill(1.0, "child", "worker1", 7, ("e1",)), Kill(2.0, "worker", "worker1", 8, ("e2", "e1"))]
     assert [report.kills for report in examine(dataclasses.replace(GOOD, kills=kills))] == [2]
+
+
+def test_replays_are_read_from_the_logs(tmp_path: Path) -> None:
+    line = "[INFO] fulfil[order-001] replayed {} steps, {} guarded ones skipped, 2 called\n"
+    (tmp_path / "worker1.log").write_text("[INFO] ready\n" + line.format(3, 1) + line.format(4, 2))
+    (tmp_path / "worker2.log").write_text(line.format(5, 3))
+    (tmp_path / "gateway.log").write_text(line.format(100, 100))
+    assert read_replays(tmp_path) == Replays(runs=3, steps=12, guarded=6)
 
 
 def test_nothing_measured_is_no_figure() -> None:
