@@ -172,18 +172,9 @@ class DurableContext:
         self._check(descriptor.name)
         run = self._run
         total = run.count_step(descriptor.name)
-        if descriptor.fingerprint is None:
-            print_ = fingerprint(descriptor.name, descriptor.effect.value, args, kwargs)
-        else:
-            print_ = fingerprint_of(descriptor.name, descriptor.effect.value, descriptor.fingerprint(*args, **kwargs))
+        print_ = fingerprint_for(descriptor, args, kwargs)
         position = scope.take_position()
-        named = descriptor.key is not None
-        if descriptor.key is not None:
-            key = global_key(run.namespace, _key_text(descriptor, args, kwargs))
-        else:
-            # Equal idempotent calls are one operation; the others are told apart by their order.
-            occurrence = 0 if descriptor.effect is Effect.IDEMPOTENT else scope.occurrence(print_)
-            key = idempotency_key(run.execution_id, descriptor.name, print_, occurrence, scope.lane)
+        key = key_for(descriptor, args, kwargs, print_, scope, run.execution_id, run.namespace)
         if run.pending:
             run.settle_errors(scope.path, position)
         if not self._folded and total > _FOLD_AT * run.limits.max_steps:
@@ -199,7 +190,7 @@ class DurableContext:
             place=scope.place(position),
             fingerprint=print_,
             key=key,
-            global_key=named,
+            global_key=descriptor.key is not None,
             preview=lambda: preview_arguments(args, kwargs),
         )
 
@@ -357,6 +348,30 @@ _RANDOM = StepDescriptor("durable.random")
 
 def _utc_now() -> dt.datetime:
     return dt.datetime.now(dt.timezone.utc)
+
+
+def fingerprint_for(descriptor: StepDescriptor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    """The fingerprint of a call of a step."""
+    if descriptor.fingerprint is None:
+        return fingerprint(descriptor.name, descriptor.effect.value, args, kwargs)
+    return fingerprint_of(descriptor.name, descriptor.effect.value, descriptor.fingerprint(*args, **kwargs))
+
+
+def key_for(
+    descriptor: StepDescriptor,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    print_: bytes,
+    scope: ScopeState,
+    execution_id: str,
+    namespace: str,
+) -> bytes:
+    """The idempotency key of a call of a step; counts the call in its scope."""
+    if descriptor.key is not None:
+        return global_key(namespace, _key_text(descriptor, args, kwargs))
+    # Equal idempotent calls are one operation; the others are told apart by their order.
+    occurrence = 0 if descriptor.effect is Effect.IDEMPOTENT else scope.occurrence(print_)
+    return idempotency_key(execution_id, descriptor.name, print_, occurrence, scope.lane)
 
 
 def _key_text(descriptor: StepDescriptor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

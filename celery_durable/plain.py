@@ -1,13 +1,14 @@
-"""The durable context of a body that is called directly: everything is what it is without durability."""
+"""A body without a journal: called directly, or run on while the journal is unavailable. Its steps are plain calls."""
 
 from __future__ import annotations
 
+import inspect
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-from .context import DurableContext
-from .current import StepHandle, operation
+from .context import DurableContext, fingerprint_for, key_for
+from .current import Active, StepHandle, active, operation
 from .identity import idempotency_key
 from .logger import DurableLogger
 from .parallel import Parallel
@@ -22,17 +23,44 @@ def _nothing(position: int, rows: int) -> tuple[()]:
     return ()
 
 
-class PlainContext(DurableContext):
-    """Steps are plain calls. ``current_step()`` works in them, with a key that nobody will see again."""
+def call_plainly(function: Callable[..., Any], context: PlainContext, args: tuple[Any, ...], kwargs: Any) -> Any:
+    """Call a body whose steps are plain calls; inside another body, it is a part of that one."""
+    if active.get() is not None:
+        return function(*args, **kwargs)
+    here = context._enter()
+    token = active.set(here)
+    try:
+        value = function(*args, **kwargs)
+    finally:
+        active.reset(token)
+    return _awaited(value, here) if inspect.iscoroutine(value) else value
 
-    def __init__(self) -> None:
-        self._id = str(uuid.uuid4())
+
+async def _awaited(body: Coroutine[Any, Any, Any], here: Active) -> Any:
+    token = active.set(here)
+    try:
+        return await body
+    finally:
+        active.reset(token)
+
+
+class PlainContext(DurableContext):
+    """Steps are plain calls, and ``current_step()`` works in them.
+
+    :param execution_id: of the execution that runs on without its journal: its steps get the keys that they have in a
+        durable run, so that the remote side can still deduplicate. Without one, keys are of this call alone.
+    """
+
+    def __init__(self, execution_id: str | None = None, namespace: str = "") -> None:
+        self._id = execution_id or str(uuid.uuid4())
+        self._namespace = namespace
+        self._real = execution_id is not None
         self._body = self._scope("", "")
         self.logger = DurableLogger("celery_durable.body")
 
     @property
     def execution_id(self) -> str:
-        """A random id: there is no execution."""
+        """The execution's id; a random one where there is no execution."""
         return self._id
 
     @property
@@ -68,7 +96,11 @@ class PlainContext(DurableContext):
         recorded: bool = False,
     ) -> Any:
         place = scope.place(scope.take_position())
-        key = idempotency_key(self._id, descriptor.name, b"", 0, place)
+        if self._real:
+            print_ = fingerprint_for(descriptor, args, kwargs)
+            key = key_for(descriptor, args, kwargs, print_, scope, self._id, self._namespace)
+        else:
+            key = idempotency_key(self._id, descriptor.name, b"", 0, place)
         handle = StepHandle(self._id, place, descriptor.name, 1, key)
 
         def record(value: Any) -> Any:

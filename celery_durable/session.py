@@ -35,6 +35,7 @@ from .ending import Ending
 from .errors import ConfigurationError, DurableError, JournalUnavailable, LeaseLost, PayloadError, ReplayDivergence
 from .faults import reached
 from .outcome import pack_value, restore
+from .plain import PlainContext, call_plainly
 from .postpone import postpone
 from .publish import Stash, stashing
 from .run import Run
@@ -122,7 +123,8 @@ class Session:
 
     def _without_journal(self, error: JournalUnavailable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._degrade(error):
-            return self._drive(args, kwargs)
+            plain = PlainContext(str(self.request.id), self.runtime.settings.namespace)
+            return call_plainly(self._drive, plain, (args, kwargs), {})
         if self.eager:
             raise error
         postpone(self, error)

@@ -12,7 +12,7 @@ from celery import Task
 
 from .current import active
 from .install import install
-from .plain import PlainContext
+from .plain import PlainContext, call_plainly
 from .session import Session, current_session
 
 if TYPE_CHECKING:
@@ -65,8 +65,10 @@ class DurableTask(Task):  # type: ignore[type-arg]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the body: durably for a message, plainly for a direct call and for Celery's own tasks."""
         request = self.request
-        if request.called_directly or self.name.startswith("celery."):
+        if self.name.startswith("celery."):
             return self.run(*args, **kwargs)
+        if request.called_directly:
+            return call_plainly(self.run, PlainContext(), args, kwargs)
         return Session(self, request).execute(args, kwargs)
 
     @property
