@@ -5,10 +5,11 @@ Everything a dialect does differently stands in this module and in :mod:`.tables
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -18,13 +19,16 @@ from sqlalchemy.pool import NullPool, QueuePool
 
 from ..errors import ConfigurationError, JournalUnavailable
 
-__all__ = ["Database", "parse_url"]
+__all__ = ["Database", "autocommit", "parse_url"]
 
 T = TypeVar("T")
 
 #: Pause before a broken transaction is tried again, in seconds; doubled up to the limit.
 _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.5
+
+#: Held while a process makes an engine.
+_making = threading.Lock()
 
 
 def parse_url(url: str) -> URL:
@@ -34,25 +38,38 @@ def parse_url(url: str) -> URL:
     """
     try:
         parsed = make_url(url)
-    except exc.ArgumentError as error:
+    except (exc.ArgumentError, ValueError):
+        # Not the cause either: both may show the password.
         raise ConfigurationError(
-            f"durable_database_url: {url!r} is not a database URL. It looks like "
+            f"durable_database_url: {_without_user(url)!r} is not a database URL. It looks like "
             "'postgresql+psycopg://user:password@host/name' or 'sqlite:///file.db'."
-        ) from error
+        ) from None
     backend = parsed.get_backend_name()
     if backend not in {"sqlite", "postgresql", "mysql", "mariadb"}:
         raise ConfigurationError(
             f"durable_database_url: {backend!r} cannot hold a journal; use sqlite, postgresql, mysql or mariadb."
         )
     try:
-        parsed.get_dialect()
-        parsed.get_dialect().import_dbapi()
+        dialect = parsed.get_dialect()
+        dialect.import_dbapi()
     except (exc.NoSuchModuleError, ImportError) as error:
         raise ConfigurationError(
-            f"durable_database_url: the driver of {parsed.drivername!r} is not installed ({error}). Install one, "
-            "for example: pip install 'celery-durable[postgresql]' or 'celery-durable[mysql]'."
+            f"durable_database_url: the driver of {parsed.drivername!r} is not installed ({error}). Install one and "
+            "name it in the URL: pip install 'celery-durable[postgresql]' for 'postgresql+psycopg://...', "
+            "pip install 'celery-durable[mysql]' for 'mysql+pymysql://...'."
         ) from error
+    if dialect.is_async:
+        raise ConfigurationError(
+            f"durable_database_url: {parsed.drivername!r} is a driver for asyncio. The journal needs one that is not, "
+            "also for async tasks: 'postgresql+psycopg://...', 'mysql+pymysql://...' or 'sqlite:///file.db'."
+        )
     return parsed
+
+
+def _without_user(url: str) -> str:
+    """Text that may hold a password, where nobody knows where it begins."""
+    _, at, rest = str(url).rpartition("@")
+    return f"***@{rest}" if at else str(url)
 
 
 class Database:
@@ -74,7 +91,6 @@ class Database:
         self._engine: Engine | None = None
         self._pid: int | None = None
         self._checked = False
-        self._making = threading.Lock()
 
     # -- engine ---------------------------------------------------------------------------------------------
 
@@ -92,10 +108,7 @@ class Database:
         return self.dialect == "sqlite" and self.url.database in (None, "", ":memory:")
 
     def _make_engine(self) -> None:
-        if self._pid is not None and self._pid != os.getpid():
-            # A fork may have copied the lock in its locked state.
-            self._making = threading.Lock()
-        with self._making:
+        with _making:
             if self._engine is not None and self._pid == os.getpid():
                 return
             if self._engine is not None:
@@ -115,8 +128,9 @@ class Database:
                 options["connect_args"] = {
                     "connect_timeout": seconds,
                     "tcp_user_timeout": int(self.timeout * 1000),
-                    "options": f"-c statement_timeout={int(self.timeout * 1000)} -c default_transaction_isolation="
-                    "read\\ committed",
+                    # Ours after those of the URL, which may say in which schema the tables are.
+                    "options": f"{self._given('options')} -c statement_timeout={int(self.timeout * 1000)} "
+                    "-c default_transaction_isolation=read\\ committed",
                 }
         else:
             options["isolation_level"] = "READ COMMITTED"
@@ -146,6 +160,11 @@ class Database:
             event.listen(engine, "connect", self._on_sqlite_connect)
             event.listen(engine, "begin", _begin_immediate)
         return engine
+
+    def _given(self, name: str) -> str:
+        """A parameter of the URL's query."""
+        value = self.url.query.get(name, "")
+        return value if isinstance(value, str) else " ".join(value)
 
     def _on_sqlite_connect(self, connection: Any, record: Any) -> None:
         cursor = connection.cursor()
@@ -197,7 +216,7 @@ class Database:
         """
 
         def attempt() -> T:
-            with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            with autocommit(self.engine) as connection:
                 return work(connection)
 
         return self._bounded(attempt, timeout)
@@ -241,6 +260,21 @@ class Database:
         self._checked = True
 
 
+@contextlib.contextmanager
+def autocommit(engine: Engine) -> Iterator[Connection]:
+    """A connection without transactions: each statement stands for itself and sees what is committed."""
+    with engine.connect() as connection:
+        try:
+            connection.execution_options(isolation_level="AUTOCOMMIT")
+        except engine.dialect.loaded_dbapi.Error as error:
+            # The first word to the server since the pool kept this connection, perhaps. SQLAlchemy neither
+            # translates the driver's error here nor empties the pool, as it does where a statement fails.
+            connection.invalidate(error)
+            engine.dispose()
+            raise exc.OperationalError("AUTOCOMMIT", None, error, connection_invalidated=True) from error
+        yield connection
+
+
 def _begin_immediate(connection: Connection) -> None:
     # Take the write lock at once: a deferred transaction that reads first and writes later can fail with
     # SQLITE_BUSY without ever waiting. Reads run in autocommit and need no BEGIN.
@@ -251,3 +285,12 @@ def _begin_immediate(connection: Connection) -> None:
 def _cause(error: Exception) -> str:
     origin = getattr(error, "orig", None) or error
     return f"{type(origin).__name__}: {' '.join(str(origin).split())}"
+
+
+def _after_fork() -> None:
+    # A fork may have copied the lock in its locked state; here the child has but one thread yet.
+    global _making
+    _making = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -13,9 +13,10 @@ from typing import Final, TextIO
 
 import sqlalchemy as sa
 from sqlalchemy import exc
-from sqlalchemy.engine import URL, Engine
+from sqlalchemy.engine import Engine
 
 from ...errors import SchemaError
+from ..database import autocommit
 
 __all__ = ["VERSION_TABLE", "current", "downgrade", "ensure", "head", "upgrade"]
 
@@ -40,7 +41,7 @@ def _known() -> list[str]:
 def current(engine: Engine) -> str | None:
     """The revision of a database; None where there are no tables."""
     query = sa.select(sa.table(VERSION_TABLE, sa.column("version_num")).c.version_num)
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with autocommit(engine) as connection:
         try:
             revision: str | None = connection.execute(query).scalar()
         except (exc.OperationalError, exc.ProgrammingError):
@@ -78,11 +79,10 @@ def ensure(engine: Engine, create: bool) -> None:
         )
 
 
-def upgrade(
-    database: str | URL | Engine, revision: str = "head", *, sql: bool = False, output: TextIO | None = None
-) -> None:
+def upgrade(database: str | Engine, revision: str = "head", *, sql: bool = False, output: TextIO | None = None) -> None:
     """Bring the tables to a revision. Two that do it at once do it one after the other.
 
+    :param database: an engine, or a ``durable_database_url``.
     :param sql: write the statements to ``output`` (default: standard output) instead of running them; nothing is
         connected to.
     :raises ConfigurationError: when ``database`` is text and no URL that could hold a journal.
@@ -93,7 +93,7 @@ def upgrade(
     run("upgrade", database, revision, sql, output)
 
 
-def downgrade(database: str | URL | Engine, revision: str, *, sql: bool = False, output: TextIO | None = None) -> None:
+def downgrade(database: str | Engine, revision: str, *, sql: bool = False, output: TextIO | None = None) -> None:
     """Take the tables back to a revision, ``base`` for none; parameters as in :func:`upgrade`.
 
     For ``sql`` the revision is a range, such as ``0002:0001``.

@@ -1,0 +1,112 @@
+"""Runs Alembic: one migration at a time, in this process and over all processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Final, Literal, TextIO
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.engine import URL, Connection, Engine
+from sqlalchemy.pool import NullPool
+
+from ...errors import SchemaError
+from .. import migrations
+from ..database import autocommit, parse_url
+
+__all__ = ["run"]
+
+#: How long a process waits for another one that migrates, in seconds.
+_PATIENCE = 60.0
+_PAUSE: Final = 0.1
+
+#: Taken without waiting, and given back with the connection. MySQL's locks are the server's, not the database's.
+_TAKE_LOCK_POSTGRESQL: Final = "SELECT pg_try_advisory_lock(1685418593)"
+_TAKE_LOCK_MYSQL: Final = "SELECT GET_LOCK(CONCAT('celery_durable:', MD5(COALESCE(DATABASE(), ''))), 0)"
+
+#: Alembic keeps the migration that runs in global variables of its modules.
+_one_at_a_time = threading.Lock()
+
+
+def run(
+    direction: Literal["upgrade", "downgrade"],
+    database: str | Engine,
+    revision: str,
+    sql: bool,
+    output: TextIO | None,
+) -> None:
+    """See :func:`celery_durable.store.migrations.upgrade`."""
+    move = command.upgrade if direction == "upgrade" else command.downgrade
+    url = database.url if isinstance(database, Engine) else parse_url(database)
+    dialect = url.get_backend_name()
+    engine = database if isinstance(database, Engine) else None
+    with _one_at_a_time:
+        if sql:
+            move(_config(None, dialect, output), revision, sql=True)
+            return
+        with _connected(url, engine) as connection:
+            move(_config(connection, dialect, output), revision)
+
+
+def _config(connection: Connection | None, dialect: str, output: TextIO | None) -> Config:
+    config = Config(output_buffer=output or sys.stdout)
+    config.set_main_option("script_location", str(migrations._SCRIPTS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    config.attributes["dialect"] = dialect
+    return config
+
+
+@contextlib.contextmanager
+def _connected(url: URL, engine: Engine | None) -> Iterator[Connection]:
+    """A connection that no other process migrates over meanwhile."""
+    if url.get_backend_name() == "sqlite":
+        # Over the engine it came with: an in-memory journal has no other.
+        with _write_locked(engine or sa.create_engine(url, poolclass=NullPool)) as connection:
+            yield connection
+        return
+    # Not over the given engine: its statements are bound to durable_ack_timeout, and a migration may take longer.
+    with sa.create_engine(url, poolclass=NullPool).connect() as connection:
+        _take_lock(connection)
+        yield connection
+        connection.commit()
+
+
+@contextlib.contextmanager
+def _write_locked(engine: Engine) -> Iterator[Connection]:
+    """SQLite: one transaction around everything, and the write lock from its start.
+
+    Autocommit, for neither the driver nor the engine may begin a transaction of their own kind in it.
+    """
+    with autocommit(engine) as connection:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        yield connection
+        connection.commit()
+
+
+def _take_lock(connection: Connection) -> None:
+    statement = _TAKE_LOCK_POSTGRESQL if connection.dialect.name == "postgresql" else _TAKE_LOCK_MYSQL
+    deadline = time.monotonic() + _PATIENCE
+    while not connection.exec_driver_sql(statement).scalar():
+        if time.monotonic() > deadline:
+            where = connection.engine.url.render_as_string(hide_password=True)
+            raise SchemaError(
+                f"another process has been migrating the journal's tables in {where} for more than {_PATIENCE:g} s. "
+                "Wait for it, or end it, and try again."
+            )
+        time.sleep(_PAUSE)
+    # The lock is the session's; Alembic is to begin the transaction of the migration itself.
+    connection.commit()
+
+
+def _after_fork() -> None:
+    global _one_at_a_time
+    _one_at_a_time = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
