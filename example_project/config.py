@@ -46,8 +46,10 @@ class Config:
             broker=broker,
             database=env.get("DATABASE") or f"sqlite:///{directory / 'journal.db'}",
             result_backend=env.get("RESULT_BACKEND") or f"file://{directory / 'results'}",
-            # A folder of files forgets the messages of a killed worker, so there the outbox is not a choice.
-            outbox=broker.startswith("filesystem") or env.get("OUTBOX", "").lower() in TRUE,
+            # A killed worker takes with it the orders that it had received and not begun. RabbitMQ delivers them
+            # again at once, Redis after its visibility time-out (an hour), the folder of files never. With the
+            # outbox an order is in the journal before the broker knows of it, and none of this matters.
+            outbox=env.get("OUTBOX", "1").lower() in TRUE,
             lease_timeout=float(env.get("LEASE_TIMEOUT") or 3),
             namespace=env.get("SHOP_NAMESPACE") or "shop",
             gateway_url=env.get("GATEWAY_URL") or "http://127.0.0.1:8701",

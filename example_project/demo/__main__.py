@@ -67,8 +67,8 @@ def interrupt(_number: int, _frame: FrameType | None) -> None:
 @click.option(
     "--flushall",
     is_flag=True,
-    help="Redis only: empty the broker once in mid-flight, with the outbox on. Clears the database that BROKER names "
-    "(FLUSHDB), not the server's others.",
+    help="Redis only: empty the broker once in mid-flight. Clears the database that BROKER names (FLUSHDB), not the "
+    "server's others.",
 )
 @click.option(
     "--dir",
@@ -97,6 +97,8 @@ def demo(
     config = Config.from_env({**os.environ, "SHOP_DIR": str(directory)})
     if flushall and not config.broker.startswith(("redis", "valkey")):
         raise click.UsageError("--flushall needs a Redis broker, such as BROKER=redis://localhost/5.")
+    if flushall and not config.outbox:
+        raise click.UsageError("--flushall needs the outbox: orders that are only in the broker go with it.")
     options = dataclasses.replace(
         DEFAULTS,
         orders=orders,

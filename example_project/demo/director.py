@@ -64,7 +64,7 @@ def environment(config: Config, run: str, options: Options) -> dict[str, str]:
         "BROKER": config.broker,
         "DATABASE": config.database,
         "RESULT_BACKEND": config.result_backend,
-        "OUTBOX": "1" if config.outbox or options.flush else "",
+        "OUTBOX": "1" if config.outbox else "0",
         "LEASE_TIMEOUT": str(config.lease_timeout),
     }
 

@@ -47,24 +47,30 @@ class StepRow:
 class Journal:
     """The journal of the demo's own namespace."""
 
+    #: Seconds that a command may take.
+    PATIENCE = 60
+
     def __init__(self, env: dict[str, str]) -> None:
         self._env = env
 
-    def _durable(self, *arguments: str) -> list[dict[str, Any]]:
-        command = [sys.executable, "-m", "celery", "-A", "example_project.app", "durable", *arguments, "--json"]
-        done = subprocess.run(command, cwd=ROOT, env=self._env, capture_output=True, text=True, timeout=60)
+    def _run(self, module: str, *arguments: str, text: str = "") -> list[dict[str, Any]]:
+        command = [sys.executable, "-m", module, *arguments]
+        done = subprocess.run(
+            command, input=text, cwd=ROOT, env=self._env, capture_output=True, text=True, timeout=self.PATIENCE
+        )
         if done.returncode:
             raise JournalError(f"`{' '.join(command[1:])}` failed:\n{done.stderr.strip() or done.stdout.strip()}")
         return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
     def executions(self) -> dict[str, Execution]:
         """All executions, by id."""
-        found = self._durable("list", "--limit", "100000")
+        found = self._run("celery", "-A", "example_project.app", "durable", "list", "--json", "--limit", "100000")
         return {row["id"]: Execution(row["id"], row["state"], row["attempts"], row["steps"]) for row in found}
 
     def steps(self, ids: Iterable[str]) -> dict[str, list[StepRow]]:
         """The steps of these executions."""
-        return {id_: [self._step(row) for row in self._durable("show", id_)[0]["steps"]] for id_ in ids}
+        found = self._run("example_project.demo.show", text="\n".join(ids))
+        return {row["id"]: [self._step(step) for step in row["steps"]] for row in found}
 
     @staticmethod
     def _step(row: dict[str, Any]) -> StepRow:
