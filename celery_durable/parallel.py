@@ -88,7 +88,7 @@ class Parallel:
         self._place = parent.place(position)
         ended = next((r for r in rows or () if r.kind == EntryKind.SCOPE_END), None)
         #: Steps of each branch, where an earlier run saw the scope's end.
-        self._ends: list[int | None] | None = None
+        self._ends: list[int] | None = None
         if ended is not None and ended.codec is not None and ended.payload is not None:
             self._ends = context._run.decode(StoredPayload(ended.codec, ended.payload), "the end of a parallel scope")
 
@@ -205,7 +205,9 @@ class Parallel:
         for failure in failures:
             if failure is not None and not isinstance(failure, Exception):
                 raise failure
-        self._end()
+        if not any(failures):
+            # Where a branch failed, its end is not known: the next attempt may get further.
+            self._end()
         for branch, failure in zip(self._branches, failures, strict=True):
             if failure is not None and not branch.seen:
                 raise failure
@@ -215,11 +217,7 @@ class Parallel:
         return None if branch._future.cancelled() else branch._future.exception()
 
     def _end(self) -> None:
-        # Where a branch failed its end is not known: the next attempt may get further.
-        counts = [
-            s.next_position if self._failure(b) is None else None
-            for s, b in zip(self._scopes, self._branches, strict=True)
-        ]
+        counts = [s.next_position for s in self._scopes]
         context = self._context
         if self._ends is None:
             payload, _ = context._run.roundtrip(counts, "the end of a parallel scope")

@@ -55,7 +55,9 @@ def _go_on(call: StepCall, recorded: Recorded, around: Surroundings, rows: list[
     if done is not None:
         return done
     if past is Past.TRY:
-        yield from _rest_of_pause(call, recorded, around, rows)
+        if rows[-1].kind != EntryKind.ATTEMPT:
+            return (yield from _rerun(call, recorded.attempts, around))  # an operator's word
+        yield from _rest_of_pause(call, recorded)
         return (yield from _try(call, recorded.attempts + 1, around))
     if past is Past.UNDECIDED and call.guard is None:
         # Only guarded steps are ever in doubt; the body made it plain since, which the fingerprint forbids.
@@ -84,7 +86,7 @@ def _inherit(call: StepCall, generation: int, recorded: Recorded, first: Journal
         call.key = recorded.key
     if recorded.past is Past.ERROR:
         # The body handled that error then; the operation is known not to be under way.
-        return (yield from _try(call, recorded.attempts + 1, around))
+        return (yield from _try(call, 1, around))
     outcome = _finished(call, recorded, around)
     if outcome is None:
         reason = f"an intent without a result in generation {generation}"
@@ -301,8 +303,8 @@ def _ambiguous(call: StepCall, attempts: int, reason: str, around: Surroundings)
 
 
 def _rerun(call: StepCall, attempts: int, around: Surroundings) -> Steps:
-    # The key stays the one that was minted with the first intent.
-    return (yield from _try(call, attempts + 1, around))
+    # Key and number of the try stay: lost knowledge is not a failure, and uses nothing up of the retry policy.
+    return (yield from _try(call, max(attempts, 1), around))
 
 
 def _reconcile(call: StepCall, attempt: int, around: Surroundings) -> Generator[Action, Any, Any]:
@@ -350,12 +352,10 @@ def _intent_preview(first: Journaled, around: Surroundings) -> str:
     return str(around.decode(StoredPayload(first.codec, first.payload), "the intent's preview")["arguments"])
 
 
-def _rest_of_pause(
-    call: StepCall, recorded: Recorded, around: Surroundings, rows: list[Journaled]
-) -> Generator[Action, Any, None]:
+def _rest_of_pause(call: StepCall, recorded: Recorded) -> Generator[Action, Any, None]:
     """A crash does not shorten the back-off by more than the time it took to come back."""
     retry = call.descriptor.retry
-    if retry is None or rows[-1].kind != EntryKind.ATTEMPT:
+    if retry is None:
         return
     pause = retry.pause(recorded.attempts)
     # The two clocks may disagree: never wait longer than the whole pause.

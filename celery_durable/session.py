@@ -118,7 +118,8 @@ class Session:
     def _return_again(self, answer: Closed, name: str) -> Any:
         logger.info("%s had ended (%s); its outcome is returned again", name, answer.state)
         self.deterministic_callbacks()
-        self.runtime.returning[self.request.id] = answer.pk
+        if not self.eager:
+            self.runtime.returning[self.request.id] = answer.pk
         return restore(self.runtime, answer, name)
 
     def _without_journal(self, error: JournalUnavailable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -150,7 +150,9 @@ class Ownership:
             # Task.replace goes on under the same id as another task, whose message may take its way through a chord.
             return self._begin_anew(connection, row, request)
         if state in FINAL_STATES:
-            if row.wake_at is None or state is State.CANCELLED:
+            # An eager caller waits for the value itself; nobody was told it before.
+            told = row.wake_at is None and request.recoverable
+            if told or state is State.CANCELLED:
                 return Refused(Refusal.DONE, state)
             return Closed(row.pk, state, get_payload(connection, row.pk, PayloadKind.OUTCOME))
         if state in PARKED_STATES:
