@@ -11,7 +11,7 @@ from celery_durable.store.records import State
 from .programs import Death, World, machine, programs
 
 
-@settings(max_examples=800, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(program=programs, lives=st.lists(st.integers(0, 40), max_size=6))
 def test_a_killed_program_ends_as_one_that_was_not(
     monkeypatch: pytest.MonkeyPatch, program: tuple[object, ...], lives: list[int]
