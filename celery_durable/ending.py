@@ -15,7 +15,7 @@ from .faults import reached
 from .outcome import pack_error
 from .publish import publish_stashed
 from .signals import park as announce_parked
-from .store.records import Batch, Entry, EntryKind, State, StoredPayload
+from .store.records import Batch, EntryKind, State, StoredPayload
 
 if TYPE_CHECKING:
     from .run import Run
@@ -41,7 +41,7 @@ class Ending:
             lambda batch: self._runtime.ownership.finish(batch, self._session.owner, state, outcome, dispatched=told),
         )
         if not told:
-            self._runtime.returning[self._session.request.id] = run.fence.pk
+            self._session.returning(run.fence.pk)
         reached("task.after_outcome")
 
     def _commit(self, run: Run, settle: Any) -> None:
@@ -65,7 +65,7 @@ class Ending:
             delay = int(error.delay * 1000)
             self._commit(run, lambda b: ownership.suspend(b, owner, delay_ms=delay, retries=run.opened.retries))
         elif isinstance(error, (Exception, Park)) and run.doubts():
-            self._park_doubts(run)
+            self._park_doubts(run, error)
         elif isinstance(error, Park):
             self.park(run, State.AMBIGUOUS, error.reason)
         elif isinstance(error, Retry):
@@ -123,16 +123,19 @@ class Ending:
 
     # -- parking --------------------------------------------------------------------------------------------
 
-    def _park_doubts(self, run: Run) -> None:
+    def _park_doubts(self, run: Run, error: BaseException) -> None:
         doubts = run.doubts()
         for item in doubts:
-            payload, _ = run.roundtrip({"reason": item.doubt, "decision": "parked"}, "the reason of the doubt")
+            raised = type(run.decode_error(item.entry.payload, "the error of a step in doubt")).__name__
+            what = {"reason": item.doubt, "decision": "parked", "error": raised}
+            payload, _ = run.roundtrip(what, "the reason of the doubt")
             run.append(item.entry._replace(kind=EntryKind.AUDIT, payload=payload))
-        self.park(run, State.AMBIGUOUS, "\n".join(item.doubt or "" for item in doubts))
+        reason = "\n".join(item.doubt or "" for item in doubts)
+        if isinstance(error, Park) and error.reason != reason:
+            reason = f"{error.reason}\n{reason}"
+        self.park(run, State.AMBIGUOUS, reason)
 
-    def park(self, run: Run, state: State, reason: str, *entries: Entry) -> None:
-        for entry in entries:
-            run.append(entry)
+    def park(self, run: Run, state: State, reason: str) -> None:
         self._show(state.value.upper(), {"reason": reason})
         self._commit(
             run,

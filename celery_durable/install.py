@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import signals, states
 
+from .errors import JournalUnavailable
 from .publish import wrap_sender
 from .runtime import Runtime
 from .worker.control import control_of
@@ -52,9 +53,16 @@ def _on_postrun(sender: Any = None, task_id: str | None = None, state: str | Non
     runtime = Runtime.known(app) if app is not None else None
     if runtime is None or task_id is None:
         return
-    pk = runtime.returning.pop(task_id, None)
-    if pk is not None and state in (states.SUCCESS, states.FAILURE):
-        runtime.keeper.dispatched(pk)
+    outcome = runtime.returning.pop(task_id, None)
+    if outcome is None or state not in (states.SUCCESS, states.FAILURE):
+        return
+    runtime.keeper.dispatched(outcome.pk)
+    if outcome.has_callbacks:
+        # Handed on once more it would send them again; anything else may be marked with the next batch.
+        try:
+            runtime.keeper.mark()
+        except JournalUnavailable as error:
+            logger.warning("%s was not marked as dispatched yet: %s", task_id, error)
 
 
 @signals.task_revoked.connect(weak=False, dispatch_uid="celery_durable.revoked")

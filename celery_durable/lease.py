@@ -6,6 +6,7 @@ a body computes, and a heartbeat elsewhere would vouch for a process that hangs.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
@@ -13,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -77,7 +79,7 @@ class Keeper:
         self._lifeline = lifeline
         self._lease_timeout = lease_timeout
         self._held: dict[Fence, ExecutionBuffer] = {}
-        self._dispatched: list[int] = []
+        self._dispatched: deque[int] = deque()
         #: Runs that ended without the database: what they left, and how to let go of it.
         self._abandoned: list[tuple[ExecutionBuffer, JournalWriter, Callable[[], None]]] = []
         self._started = False
@@ -142,10 +144,16 @@ class Keeper:
 
     def mark(self) -> None:
         """Mark the outcomes that Celery was told."""
-        count = len(self._dispatched)
-        if count:
-            self._ownership.mark_dispatched(self._dispatched[:count])
-            del self._dispatched[:count]
+        taken = []
+        # Heartbeat and bodies may both be here; each takes what the other has not.
+        with contextlib.suppress(IndexError):
+            while True:
+                taken.append(self._dispatched.popleft())
+        try:
+            self._ownership.mark_dispatched(taken)
+        except BaseException:
+            self._dispatched.extend(taken)
+            raise
 
     def close(self) -> None:
         """The process ends in order: mark what Celery was told."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from .replay import Past, Recorded, fold
+from .replay import Past, Recorded, fold, only_audits
 from .store.records import Journaled
 
 __all__ = ["Prior"]
@@ -27,7 +27,7 @@ class Prior:
         for (number, _, _), group in groupby(rows, key=lambda r: (r.generation, r.scope, r.position)):
             entries = list(group)
             recorded = fold(entries)
-            if recorded.key is None:
+            if recorded.key is None or only_audits(entries):
                 continue
             if number == generation:
                 claimed.add(recorded.key)

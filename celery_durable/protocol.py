@@ -15,7 +15,7 @@ from .effects import DID_NOT_HAPPEN, UNKNOWN, UNSET, Guard, Happened, OnAmbiguou
 from .errors import AmbiguousEffect, GuardConflict, PayloadError, ResultLost
 from .faults import reached
 from .identity import short
-from .replay import Past, Recorded, fold
+from .replay import Past, Recorded, fold, only_audits
 from .store.records import EntryKind, GuardHolder, Journaled, StoredPayload
 
 __all__ = ["perform"]
@@ -37,7 +37,9 @@ def perform(call: StepCall, rows: list[Journaled] | None, around: Surroundings) 
         call.next_entry = recorded.next_entry
         if recorded.key is not None:
             call.key = recorded.key  # minted once, with the intent
-        return (yield from _go_on(call, recorded, around, rows))
+        if not only_audits(rows):
+            return (yield from _go_on(call, recorded, around, rows))
+        # Nothing was called here: what stood in the way is looked at again.
     if call.guard is not None:
         earlier = around.earlier(call)
         if earlier is not None:

@@ -16,7 +16,7 @@ from .effects import Effect
 from .errors import JournalCorrupted
 from .store.records import EFFECT_OF_CODE, EffectCode, EntryKind, Journaled, StoredPayload
 
-__all__ = ["SEGMENT", "Past", "Recorded", "ReplayCursor", "fold", "is_scope"]
+__all__ = ["SEGMENT", "Past", "Recorded", "ReplayCursor", "fold", "is_scope", "only_audits"]
 
 #: Entries per read.
 SEGMENT: Final = 100
@@ -77,6 +77,14 @@ _MEANING: Final = {
 def is_scope(rows: Sequence[Journaled]) -> bool:
     """True when a position holds a parallel scope and no step."""
     return rows[0].kind in (EntryKind.SCOPE, EntryKind.SCOPE_END)
+
+
+def only_audits(rows: Sequence[Journaled]) -> bool:
+    """True when a guarded step stopped before its intent: a conflict, or the doubt of another step.
+
+    Such a position says nothing about the effect.
+    """
+    return all(row.kind == EntryKind.AUDIT for row in rows)
 
 
 def fold(rows: Sequence[Journaled]) -> Recorded:

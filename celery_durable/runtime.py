@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .codec import Codec
 from .lease import Keeper, owner_prefix
@@ -20,7 +20,7 @@ from .writer import JournalWriter
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["Runtime"]
+__all__ = ["Returning", "Runtime"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,14 @@ _runtimes: weakref.WeakKeyDictionary[Celery, Runtime] = weakref.WeakKeyDictionar
 _making = threading.Lock()
 #: Numbers the openings of this process, whatever apps and runtimes it has.
 _openings = itertools.count(1)
+
+
+class Returning(NamedTuple):
+    """An outcome on its way to Celery."""
+
+    pk: int
+    #: Handing it on a second time would send callbacks twice.
+    has_callbacks: bool
 
 
 class Runtime:
@@ -63,8 +71,8 @@ class Runtime:
             # In a pool process the parent is the worker. Anywhere else nobody listens there.
             lifeline=Lifeline(address_of(os.getppid()), owner_prefix()),
         )
-        #: task id -> pk of outcomes that are on their way to Celery.
-        self.returning: dict[str, int] = {}
+        #: task id -> outcome that is on its way to Celery.
+        self.returning: dict[str, Returning] = {}
         #: Runs that went on without durability (``durable_on_unavailable = "degrade"``).
         self.degraded_runs = 0
 

@@ -25,6 +25,7 @@ import logging
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from celery import states
 from celery.exceptions import Ignore
 
 from . import envelope as envelopes
@@ -39,7 +40,7 @@ from .plain import PlainContext, call_plainly
 from .postpone import postpone
 from .publish import Stash, stashing
 from .run import Run
-from .runtime import Runtime
+from .runtime import Returning, Runtime
 from .store.records import Batch, Closed, Opened, OpenRequest, Refusal, Refused, State
 
 if TYPE_CHECKING:
@@ -116,11 +117,38 @@ class Session:
         return Ignore()
 
     def _return_again(self, answer: Closed, name: str) -> Any:
+        if not self.eager and self._celery_knows(answer.state):
+            logger.info("a message of %s is dropped: it has ended, and Celery knows", name)
+            self.runtime.keeper.dispatched(answer.pk)
+            raise Ignore
         logger.info("%s had ended (%s); its outcome is returned again", name, answer.state)
         self.deterministic_callbacks()
         if not self.eager:
-            self.runtime.returning[self.request.id] = answer.pk
+            self.returning(answer.pk)
         return restore(self.runtime, answer, name)
+
+    def returning(self, pk: int) -> None:
+        """The outcome goes to Celery now."""
+        request = self.request
+        callbacks = any(getattr(request, name, None) for name in ("callbacks", "errbacks", "chain", "chord"))
+        self.runtime.returning[request.id] = Returning(pk, callbacks)
+
+    def _celery_knows(self, state: State) -> bool:
+        """Whether the result backend has this outcome: Celery stores it after it has sent the callbacks.
+
+        A chord counts its parts after that, so that a member's outcome says nothing of its part.
+        """
+        if self.request.chord or self.request.ignore_result:
+            return False
+        wanted = {State.COMPLETED: states.SUCCESS, State.FAILED: states.FAILURE}.get(state)
+        backend = self.task.backend
+        try:
+            if backend.as_uri().startswith(("disabled", "rpc")):
+                return False
+            return bool(backend.get_task_meta(self.request.id, cache=False)["status"] == wanted)
+        except Exception as error:
+            logger.debug("the result backend cannot be asked: %s", error)
+            return False
 
     def _without_journal(self, error: JournalUnavailable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._degrade(error):
@@ -300,7 +328,8 @@ class Session:
         try:
             if self.runtime.settings.on_divergence == "park":
                 run.sticky = None
-                self.ending.park(run, State.QUARANTINED, str(error), run.abort_entry(str(error)))
+                # The generation is not aborted: a resumed execution goes on in it.
+                self.ending.park(run, State.QUARANTINED, str(error))
                 raise Ignore
             logger.warning("%s\n  The body starts anew in generation %d.", error, run.generation + 1)
             batch = self.runtime.writer.drain(run.buffer)
