@@ -6,6 +6,7 @@ Everything that changes an execution raises its epoch: whoever runs it is fenced
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,6 +19,7 @@ from .records import (
     FINAL_STATES,
     PARKED_STATES,
     Batch,
+    Doubt,
     EffectCode,
     Entry,
     EntryKind,
@@ -29,12 +31,20 @@ from .records import (
     StoredPayload,
 )
 from .rows import get_payload, put_payload
-from .tables import executions, journal, now_ms
+from .tables import executions, journal, now_ms, payloads
 
 __all__ = ["Operations"]
 
 _x = executions.c
 _j = journal.c
+
+#: Entries whose payload is no value of a step, but says what happened.
+_TELLING = (EntryKind.AUDIT, EntryKind.SCOPE_END, EntryKind.ABORTED, EntryKind.CHECKPOINT)
+#: The same columns, without the values of steps: those may be large, and secret.
+_WITHOUT_VALUES = (
+    *(c for c in COLUMNS if c is not _j.payload),
+    sa.case((_j.kind.in_([int(k) for k in _TELLING]), _j.payload), else_=None).label("payload"),
+)
 
 
 class Operations:
@@ -74,14 +84,26 @@ class Operations:
             query = query.where(_x.pk < before_pk)
         return self._database.read(lambda c: [to_execution(r) for r in c.execute(query)])
 
-    def entries(self, pk: int, generation: int) -> list[Journaled]:
-        """All entries of a generation, in the order of the body, branches after the scope they belong to."""
+    def entries(self, pk: int, generation: int, *, values: bool = True) -> list[Journaled]:
+        """All entries of a generation, scope by scope.
+
+        :param values: with the values, errors and arguments of the steps.
+        """
         query = (
-            sa.select(*COLUMNS)
+            sa.select(*(COLUMNS if values else _WITHOUT_VALUES))
             .where(_j.pk == pk, _j.generation == generation)
             .order_by(_j.scope, _j.position, _j.entry)
         )
         return self._database.read(lambda c: [journaled(r) for r in c.execute(query)])
+
+    def generations(self, pk: int) -> list[int]:
+        """The generations that have entries, the earliest first."""
+        query = sa.select(_j.generation).where(_j.pk == pk).distinct().order_by(_j.generation)
+        return self._database.read(lambda c: list(c.execute(query).scalars()))
+
+    def doubts(self, execution: Execution) -> list[Doubt]:
+        """The guarded steps of the present generation that are in doubt, scope by scope."""
+        return self._database.read(lambda c: self._doubts(c, execution))
 
     def payload(self, pk: int, kind: PayloadKind) -> StoredPayload | None:
         """The envelope, the outcome, or the reason for which it was parked."""
@@ -140,9 +162,9 @@ class Operations:
             if row.state not in (*PARKED_STATES, State.FAILED):
                 raise WrongState(
                     f"execution {execution_id} is {row.state}; only ambiguous, quarantined and failed ones can be "
-                    "resumed."
+                    f"resumed. {_PRESENT[row.state]}"
                 )
-            self._change(connection, row, State.PENDING, wake_at=now_ms(), attempts=0, sends=0)
+            self._go_on(connection, row)
             return row
 
         return self._database.write(work)
@@ -156,43 +178,44 @@ class Operations:
         payload: StoredPayload | None,
         *,
         note: StoredPayload,
-    ) -> Execution:
-        """Settle a guarded step that is in doubt, and let the execution go on.
+    ) -> list[Doubt]:
+        """Settle a guarded step that is in doubt. The execution goes on when none is left that waits for an operator:
+        before that, it would only be parked again.
 
         :param kind: ``RESULT`` (it was done, with this value), ``RUN_AGAIN`` or ``ERROR``.
         :param note: who decided; goes into the audit.
-        :returns: the row as it was before.
+        :returns: the steps that are still to be settled.
         :raises UnknownExecution: when there is none of this id.
         :raises WrongState: when it is not ambiguous, or the step is not in doubt.
         """
-        place = f"{scope}/{position}" if scope else str(position)
+        tries = 0
 
-        def work(connection: Connection) -> Execution:
+        def work(connection: Connection) -> list[Doubt]:
+            nonlocal tries
+            tries += 1
             row = self._locked(connection, execution_id)
+            group = self._group(connection, row, scope, position)
+            doubts = self._doubts(connection, row)
+            left = [d for d in doubts if d.parked and (d.scope, d.position) != (scope, position)]
+            if tries > 1 and len(group) > 1 and group[-1].kind == kind and _holds(group[-2], note):
+                return left  # our own commit, whose acknowledgement was lost
             if row.state is not State.AMBIGUOUS:
                 raise WrongState(
-                    f"execution {execution_id} is {row.state}; only steps of ambiguous executions can be resolved."
+                    f"execution {execution_id} is {row.state}; only steps of ambiguous executions can be resolved. "
+                    f"{_PRESENT[row.state]}"
                 )
-            group = [
-                journaled(r)
-                for r in connection.execute(
-                    sa.select(*COLUMNS)
-                    .where(
-                        _j.pk == row.pk,
-                        _j.generation == row.generation,
-                        _j.scope == scope,
-                        _j.position == position,
-                    )
-                    .order_by(_j.entry)
-                )
-            ]
-            if not group or group[-1].kind not in (EntryKind.AUDIT, EntryKind.INTENT):
+            if all((d.scope, d.position) != (scope, position) for d in doubts):
+                found = ", ".join(f"{d.place} ({d.name})" for d in doubts) or "none"
                 raise WrongState(
-                    f"the step at position {place} of execution {execution_id} is not in doubt. See which one is: "
-                    f"celery durable show {execution_id}"
+                    f"the step at position {_place(scope, position)} of execution {execution_id} is not in doubt. In "
+                    f"doubt: {found}. See: celery durable show {execution_id}"
                 )
+            steps = row.steps + (kind is not EntryKind.RUN_AGAIN)
+            if left:
+                self._change(connection, row, State.AMBIGUOUS, steps=steps)
+            else:
+                self._go_on(connection, row, steps=steps)
             last = group[-1]
-            self._change(connection, row, State.PENDING, wake_at=now_ms(), attempts=0, sends=0, steps=row.steps + 1)
 
             def entry(number: int, what: EntryKind, data: StoredPayload | None) -> Entry:
                 return Entry(
@@ -212,7 +235,7 @@ class Operations:
             fence = Fence(row.pk, row.epoch + 1)
             entries = (entry(1, EntryKind.AUDIT, note), entry(2, kind, payload))
             insert_entries(connection, [Batch(fence, row.generation, entries)])
-            return row
+            return left
 
         return self._database.write(work)
 
@@ -232,9 +255,61 @@ class Operations:
         return to_execution(self._row(connection, execution_id, lock=True))
 
     @staticmethod
+    def _group(connection: Connection, row: Execution, scope: str, position: int) -> list[Journaled]:
+        here = (_j.pk == row.pk, _j.generation == row.generation, _j.scope == scope, _j.position == position)
+        query = sa.select(*COLUMNS).where(*here).order_by(_j.entry)
+        return [journaled(r) for r in connection.execute(query)]
+
+    @staticmethod
+    def _doubts(connection: Connection, row: Execution) -> list[Doubt]:
+        query = (
+            sa.select(_j.scope, _j.position, _j.kind, _j.name, _j.key)
+            .where(
+                _j.pk == row.pk,
+                _j.generation == row.generation,
+                _j.effect == int(EffectCode.EXACTLY_ONCE_GUARDED),
+            )
+            .order_by(_j.scope, _j.position, _j.entry)
+        )
+        found = []
+        for (scope, position), rows in groupby(connection.execute(query).all(), key=lambda r: (r.scope, r.position)):
+            last = list(rows)[-1]
+            if last.kind in (EntryKind.AUDIT, EntryKind.INTENT):
+                key = None if last.key is None else bytes(last.key)
+                found.append(Doubt(scope, position, last.name, key, parked=last.kind == EntryKind.AUDIT))
+        return found
+
+    def _go_on(self, connection: Connection, row: Execution, **values: Any) -> None:
+        """Let it run again, at once: recovery sends its message. An eager run has none; its caller calls again."""
+        message = sa.select(payloads.c.pk).where(payloads.c.pk == row.pk, payloads.c.kind == int(PayloadKind.ENVELOPE))
+        wake = now_ms() if connection.execute(message).first() is not None else None
+        self._change(connection, row, State.PENDING, wake_at=wake, attempts=0, sends=0, **values)
+
+    @staticmethod
     def _change(connection: Connection, row: Execution, state: State, **values: Any) -> None:
         connection.execute(
             sa.update(executions)
             .where(_x.pk == row.pk)
             .values(state=state.value, epoch=row.epoch + 1, lease_until=0, updated_at=now_ms(), **values)
         )
+
+
+#: What there is to say to somebody who cannot do what he wanted, by the state in which the execution is.
+_PRESENT = {
+    State.PENDING: "It goes on by itself as soon as a worker is free.",
+    State.RUNNING: "It goes on by itself.",
+    State.SUSPENDED: "It goes on by itself when its time has come.",
+    State.AMBIGUOUS: "It waits for: celery durable resolve",
+    State.QUARANTINED: "It waits for: celery durable resume",
+    State.COMPLETED: "It has ended.",
+    State.FAILED: "It has ended; celery durable resume lets it go on where it stopped.",
+    State.CANCELLED: "It has ended; to have its work done, call the task again.",
+}
+
+
+def _place(scope: str, position: int) -> str:
+    return f"{scope}/{position}" if scope else str(position)
+
+
+def _holds(row: Journaled, payload: StoredPayload) -> bool:
+    return row.codec is not None and row.payload is not None and StoredPayload(row.codec, row.payload) == payload

@@ -14,6 +14,7 @@ __all__ = [
     "PARKED_STATES",
     "Batch",
     "Closed",
+    "Doubt",
     "Due",
     "EffectCode",
     "Entry",
@@ -266,6 +267,22 @@ class Execution:
     steps: int
     created_at: int
     updated_at: int
+
+
+class Doubt(NamedTuple):
+    """A guarded step of which nobody knows whether its effect happened, or that conflicts with an earlier one."""
+
+    scope: str
+    position: int
+    name: str
+    key: bytes | None
+    #: True where its policy has left it to an operator; False where it has not been asked yet.
+    parked: bool
+
+    @property
+    def place(self) -> str:
+        """The position as people read it."""
+        return f"{self.scope}/{self.position}" if self.scope else str(self.position)
 
 
 @dataclass(frozen=True)
