@@ -43,13 +43,15 @@ def current(engine: Engine) -> str | None:
     query = sa.select(sa.table(VERSION_TABLE, sa.column("version_num")).c.version_num)
     with autocommit(engine) as connection:
         try:
-            revision: str | None = connection.execute(query).scalar()
+            return connection.execute(query).scalar()
         except (exc.OperationalError, exc.ProgrammingError):
             # Drivers do not agree on the error for a table that is not there.
-            if connection.invalidated or sa.inspect(connection).has_table(VERSION_TABLE):
+            if connection.invalidated:
                 raise
-            return None
-    return revision
+            if not sa.inspect(connection).has_table(VERSION_TABLE):
+                return None
+        # Another process has just made it, or the error was another one and comes again.
+        return connection.execute(query).scalar()
 
 
 def ensure(engine: Engine, create: bool) -> None:
