@@ -33,7 +33,16 @@ from .context import DurableContext
 from .control import Leave, Park, Suspend
 from .current import active
 from .ending import Ending
-from .errors import ConfigurationError, DurableError, JournalUnavailable, LeaseLost, PayloadError, ReplayDivergence
+from .errors import (
+    AmbiguousEffect,
+    ConfigurationError,
+    DurableError,
+    JournalUnavailable,
+    LeaseLost,
+    PayloadError,
+    ReplayDivergence,
+    ResultLost,
+)
 from .faults import reached
 from .outcome import pack_value, restore
 from .plain import PlainContext, call_plainly
@@ -159,9 +168,11 @@ class Session:
         postpone(self, error)
         raise Ignore
 
-    def before_retry(self) -> None:
+    def before_retry(self, error: BaseException | None) -> None:
         """The body asks for a retry.
 
+        :param error: because of this.
+        :raises AmbiguousEffect, ResultLost: the error itself, where it is journaled: every try would end with it.
         :raises Park: a guarded effect is in doubt; trying again could repeat it.
         :raises JournalUnavailable: the journal cannot be reached; the message comes back without counting as a retry.
         """
@@ -172,6 +183,8 @@ class Session:
         doubts = run.doubts()
         if doubts:
             raise Park("\n".join(item.doubt or "" for item in doubts))
+        if isinstance(error, (AmbiguousEffect, ResultLost)):
+            raise error
 
     def _degrade(self, error: JournalUnavailable) -> bool:
         if self.runtime.settings.on_unavailable != "degrade":

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import inspect
 import logging
+import sys
 from typing import TYPE_CHECKING, Any
 
 from celery import Task
@@ -78,10 +79,11 @@ class DurableTask(Task):  # type: ignore[type-arg]
         return here.context if here is not None else PlainContext()
 
     def retry(self, *args: Any, **kwargs: Any) -> Any:
-        """As Celery's; but what a retry cannot cure goes to an operator instead of being tried again."""
+        """As Celery's; but what a retry cannot cure is not tried again: it goes to an operator, or fails at once."""
         session = current_session()
         if session is not None and session.task.name == self.name:
-            session.before_retry()
+            given = kwargs.get("exc", args[2] if len(args) > 2 else None)
+            session.before_retry(given if given is not None else sys.exc_info()[1])
         return super().retry(*args, **kwargs)
 
 
