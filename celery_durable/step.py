@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, ParamSpec, TypeVar, get_type_hints, overload
@@ -16,7 +17,7 @@ from .retry import Retry
 if TYPE_CHECKING:
     from types import MethodType
 
-__all__ = ["Step", "StepDescriptor", "StepRecord", "describe", "step"]
+__all__ = ["Step", "StepDescriptor", "StepRecord", "describe", "return_types", "step"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -146,6 +147,24 @@ def _return_annotation(op: Callable[..., Any]) -> Any:
         return None if text == "None" else text
 
 
+def return_types(name: str) -> list[Any]:
+    """What the ``@step`` functions of this name say they return; those that say nothing are left out.
+
+    An annotation that cannot be resolved is given as text.
+    """
+    found: list[Any] = []
+    for one in list(_all_steps):
+        if one.descriptor.name == name:
+            returns = _return_annotation(one.operation)
+            if returns is not inspect.Signature.empty and returns not in found:
+                found.append(returns)
+    return found
+
+
+#: Every step function of this process.
+_all_steps: weakref.WeakSet[Step[Any, Any]] = weakref.WeakSet()
+
+
 class Step(Generic[P, R]):
     """A function that is a step when a durable body calls it, and itself when anybody else does."""
 
@@ -154,6 +173,7 @@ class Step(Generic[P, R]):
         self.operation = operation
         self.descriptor = descriptor
         self.is_async = inspect.iscoroutinefunction(operation)
+        _all_steps.add(self)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         here = active.get()

@@ -283,6 +283,9 @@ class Operations:
         """Let it run again, at once: recovery sends its message. An eager run has none; its caller calls again."""
         message = sa.select(payloads.c.pk).where(payloads.c.pk == row.pk, payloads.c.kind == int(PayloadKind.ENVELOPE))
         wake = now_ms() if connection.execute(message).first() is not None else None
+        connection.execute(
+            sa.delete(payloads).where(payloads.c.pk == row.pk, payloads.c.kind == int(PayloadKind.REASON))
+        )
         self._change(connection, row, State.PENDING, wake_at=wake, attempts=0, sends=0, **values)
 
     @staticmethod

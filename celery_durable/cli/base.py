@@ -1,0 +1,163 @@
+"""What all commands share: how they find the journal, and how they fail."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+import click
+from celery.bin.base import CeleryCommand
+
+from ..errors import DurableError, JournalUnavailable, SchemaError
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from ..runtime import Runtime
+    from ..store.operations import Operations
+
+__all__ = ["Desk", "DurableCommand", "Failure", "command_line", "json_option", "open_desk", "say", "write_json"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_HINT_UNAVAILABLE = (
+    "Is the server up, does durable_database_url name the right place, and may this machine connect to it?"
+)
+
+
+def json_option(function: F) -> F:
+    """``--json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Write JSON, for programs; errors too.")(function)
+
+
+class Failure(click.ClickException):
+    """A command could not do what it was asked to.
+
+    :param kind: class of the error, for programs.
+    :param code: its stable code, where it has one.
+    """
+
+    def __init__(
+        self, message: str, *, kind: str = "Failure", code: str | None = None, exit_code: int = 1, as_json: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.code = code
+        self.exit_code = exit_code  # type: ignore[misc]
+        self.as_json = as_json
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Tell a person, or a program."""
+        if self.as_json:
+            text = json.dumps({"error": self.kind, "code": self.code, "message": self.message})
+        else:
+            text = f"Error: {f'[{self.code}] ' if self.code else ''}{self.message}"
+        click.echo(text, file=file, err=True)
+
+
+class DurableCommand(CeleryCommand):
+    """A command whose errors are words instead of tracebacks, and with ``--json`` objects."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As usual; errors follow ``--json``."""
+        as_json = "--json" in args
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if not as_json:
+                raise
+            raise _usage(error) from None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As usual; errors follow ``--json``."""
+        as_json = bool(ctx.params.get("as_json"))
+        from sqlalchemy import exc
+
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            if not as_json:
+                raise
+            raise _usage(error) from None
+        except Failure as failure:
+            failure.as_json = as_json
+            raise
+        except DurableError as error:
+            message = error.message
+            if isinstance(error, JournalUnavailable):
+                message = f"{message}\n{_HINT_UNAVAILABLE}"
+            raise Failure(message, kind=type(error).__name__, code=error.code, as_json=as_json) from error
+        except exc.DBAPIError as error:
+            origin = error.orig or error
+            message = f"the journal's database refused it: {type(origin).__name__}: {' '.join(str(origin).split())}"
+            if isinstance(error, exc.OperationalError):
+                message = f"{message}\n{_HINT_UNAVAILABLE}"
+            raise Failure(message, kind="DatabaseError", as_json=as_json) from error
+
+
+def _usage(error: click.UsageError) -> Failure:
+    return Failure(error.format_message(), kind="UsageError", exit_code=error.exit_code, as_json=True)
+
+
+@dataclass(frozen=True)
+class Desk:
+    """An application's journal, as a command needs it."""
+
+    app: Celery
+    runtime: Runtime
+    operations: Operations
+
+    @property
+    def namespace(self) -> str:
+        return self.runtime.settings.namespace
+
+
+def open_desk(ctx: click.Context, *, must_exist: bool = True) -> Desk:
+    """The journal of the application that ``celery -A`` names.
+
+    :param must_exist: refuse a SQLite file that is not there, instead of creating an empty journal in the wrong folder.
+    :raises ConfigurationError: when a ``durable_*`` setting is wrong.
+    :raises SchemaError: when there is no journal.
+    :raises click.UsageError: when no application was named.
+    """
+    from ..runtime import Runtime
+    from ..settings import Settings
+    from ..worker.handlers import operations
+
+    app = ctx.obj.app
+    runtime = Runtime.of(app)
+    settings = runtime.settings
+    root = ctx.find_root()
+    if root.params.get("app", app) is None and settings.database_url == Settings.database_url:
+        raise click.UsageError("name your application: celery -A proj durable ...", ctx)
+    database = runtime.database
+    path = database.url.database
+    if must_exist and database.dialect == "sqlite" and not database.in_memory and path and not path.startswith("file:"):
+        full = os.path.abspath(path)
+        if not os.path.exists(full):
+            relative = "" if os.path.isabs(path) else f" (durable_database_url = {settings.database_url!r} is relative)"
+            raise SchemaError(
+                f"there is no journal at {full}{relative}. Either nothing durable has run yet, or the workers have "
+                "another one: run this command with their configuration and in their folder. To create an empty "
+                "journal: celery -A <your app> durable upgrade"
+            )
+    return Desk(app, runtime, operations(app))
+
+
+def command_line(ctx: click.Context) -> str:
+    """How this person calls us, for commands that we suggest."""
+    app = ctx.find_root().params.get("app")
+    return f"celery -A {app} durable" if isinstance(app, str) else "celery durable"
+
+
+def write_json(value: Any) -> None:
+    """One object, on a line of its own."""
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def say(text: str) -> None:
+    """A remark that is no result: it must not end up in a pipe."""
+    click.echo(text, err=True)

@@ -1,0 +1,87 @@
+"""``durable list``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from ..store.records import Execution, State
+from .base import Desk, DurableCommand, json_option, open_desk, say, write_json
+from .rendering import console_of, iso, moment, print_table
+
+if TYPE_CHECKING:
+    from celery.bin.base import CLIContext  # noqa: F401
+
+__all__ = ["list_", "summary"]
+
+#: Rows per query.
+_PAGE: Final = 500
+
+
+@click.command("list", cls=DurableCommand)
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice([s.value for s in State]),
+    help="Only executions in this state; may be given several times.",
+)
+@click.option("--task", help="Only executions of the task of this name.")
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many.")
+@json_option
+@click.pass_context
+def list_(ctx: click.Context, states: Sequence[str], task: str | None, limit: int, as_json: bool) -> None:
+    """List executions, the latest first.
+
+    --json: one object per line.
+    """
+    desk = open_desk(ctx)
+    found = _find(desk, [State(s) for s in states], task, limit + 1)
+    if as_json:
+        for number, row in enumerate(found):
+            if number < limit:
+                write_json(summary(row))
+        return
+    rows = list(found)
+    if not rows:
+        which = " that match" if states or task else ""
+        say(f"No executions{which} in namespace {desk.namespace!r}.")
+        return
+    cells = [
+        (r.id, r.task, r.state.value, str(r.attempts), str(r.steps), moment(r.created_at), moment(r.updated_at))
+        for r in rows[:limit]
+    ]
+    columns = ("id", "task", "state", "attempts", "steps", "created", "updated")
+    print_table(console_of(ctx), columns, cells, numbers=("attempts", "steps"))
+    if len(rows) > limit:
+        say(f"There are more than these {limit}: --limit {limit * 10}")
+
+
+def _find(desk: Desk, states: Sequence[State], task: str | None, limit: int) -> Iterator[Execution]:
+    """Page by page, so that many executions need no memory."""
+    last: int | None = None
+    while limit > 0:
+        page = desk.operations.find(states=states, task=task, limit=min(limit, _PAGE), before_pk=last)
+        yield from page
+        if len(page) < _PAGE:
+            return
+        limit -= len(page)
+        last = page[-1].pk
+
+
+def summary(row: Execution) -> dict[str, Any]:
+    """An execution in one JSON object."""
+    return {
+        "id": row.id,
+        "task": row.task,
+        "state": row.state.value,
+        "attempts": row.attempts,
+        "retries": row.retries,
+        "generation": row.generation,
+        "steps": row.steps,
+        "created_at": iso(row.created_at),
+        "updated_at": iso(row.updated_at),
+        "wake_at": iso(row.wake_at),
+    }

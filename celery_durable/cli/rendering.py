@@ -1,0 +1,100 @@
+"""Text for people: tables, times, durations. In a pipe nothing is coloured, cut off or wrapped."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+__all__ = ["STATE_STYLES", "console_of", "duration", "iso", "moment", "print_table", "write"]
+
+#: Wider than any line that we print.
+_ENDLESS = 20_000
+
+STATE_STYLES = {
+    "completed": "green",
+    "running": "cyan",
+    "failed": "red",
+    "ambiguous": "bold yellow",
+    "quarantined": "bold red",
+    "cancelled": "dim",
+    "done": "green",
+    "skipped": "yellow",
+    "lost": "red",
+    "in doubt": "bold yellow",
+    "conflict": "bold yellow",
+    "trying": "cyan",
+    "retrying": "yellow",
+    "unreadable": "red",
+}
+
+
+def console_of(ctx: click.Context) -> Console:
+    """The console of this command; obeys NO_COLOR and Celery's ``--no-color``."""
+    from rich.console import Console
+
+    options: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+    if ctx.obj.no_color:
+        options["no_color"] = True
+    console = Console(**options)
+    return console if console.is_terminal else Console(width=_ENDLESS, **options)
+
+
+def write(console: Console, renderable: RenderableType) -> None:
+    """Print, without blanks at the ends of lines."""
+    with console.capture() as captured:
+        console.print(renderable)
+    for line in captured.get().splitlines():
+        click.echo(line.rstrip(), color=True)
+
+
+def print_table(
+    console: Console, columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[str] = ()
+) -> None:
+    """Print a table. In a terminal long cells are folded, never cut.
+
+    :param numbers: columns that are aligned to the right.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    shape = box.SIMPLE_HEAD if console.is_terminal else None
+    table = Table(box=shape, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold", justify="right" if column in numbers else "left")
+    for row in rows:
+        table.add_row(*(Text(cell, style=STATE_STYLES.get(cell, "")) for cell in row))
+    write(console, table)
+
+
+def moment(ms: int, digits: int = 0) -> str:
+    """A time of the journal, for people.
+
+    :param digits: of the second's fraction; 0 or 3.
+    """
+    fraction = f".{ms % 1000:03}" if digits else ""
+    return f"{_utc(ms):%Y-%m-%d %H:%M:%S}{fraction} UTC"
+
+
+def iso(ms: int | None) -> str | None:
+    """A time of the journal in ISO 8601."""
+    return None if ms is None else _utc(ms).isoformat(timespec="milliseconds")
+
+
+def _utc(ms: int) -> dt.datetime:
+    return dt.datetime.fromtimestamp(ms / 1000, dt.timezone.utc)
+
+
+def duration(ms: float | None) -> str:
+    """A duration of a step, for people."""
+    if ms is None:
+        return ""
+    if ms < 1000:
+        return f"{ms:.1f} ms"
+    return f"{ms / 1000:.1f} s" if ms < 120_000 else f"{ms / 60_000:.1f} min"

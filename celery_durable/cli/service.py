@@ -1,0 +1,65 @@
+"""``durable service``: recovery without a worker."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import click
+from celery.bin.base import LOG_LEVEL
+
+from ..errors import JournalUnavailable
+from ..worker.service import Service
+from .base import DurableCommand, open_desk
+
+__all__ = ["service"]
+
+logger = logging.getLogger(__name__)
+
+
+@click.command(cls=DurableCommand)
+@click.option("-l", "--loglevel", type=LOG_LEVEL, default="INFO", show_default=True)
+@click.pass_context
+def service(ctx: click.Context, loglevel: Any) -> None:
+    """Run the recovery service in the foreground.
+
+    Every worker has one. Run it alone where executions must be sent again while no worker lives that could do it, such
+    as workers that are scaled to zero. Any number may run. SIGTERM and SIGINT end it.
+    """
+    desk = open_desk(ctx, must_exist=False)
+    app = desk.app
+    app.set_default()
+    app.set_current()
+    app.log.setup(loglevel=loglevel, redirect_stdouts=False, colorize=False if ctx.obj.no_color else None)
+    try:
+        desk.runtime.database.read(lambda connection: None)
+    except JournalUnavailable as error:
+        # It may come back; a missing schema or a wrong setting will not do so by itself, and end the command.
+        logger.warning("the journal cannot be reached yet: %s", error)
+    _serve(Service(app))
+
+
+def _serve(recovery: Service) -> None:
+    stopping = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        # Whoever asks twice is in a hurry.
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_DFL)
+        recovery.stop()
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    settings = recovery.settings
+    logger.info("recovery service of namespace %r is ready (pid %d)", settings.namespace, os.getpid())
+
+    def pause(seconds: float) -> None:
+        stopping.wait(seconds)
+
+    recovery.run(pause)
+    logger.info("recovery service ends")

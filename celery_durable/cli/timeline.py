@@ -1,0 +1,255 @@
+"""The journal of one generation as people think of it: steps in the order of the body, each with its outcome.
+
+======== ==========================================================================================================
+outcome  what it means
+======== ==========================================================================================================
+done     it ended, its value is journaled, it never runs again
+failed   it raised; either the body handled that, or the execution ended there
+skipped  nobody knew whether its effect had happened, and SKIP assumed it
+lost     it was done, but its result could not be stored; it never runs again
+in doubt its effect may have happened or not: its policy, or an operator, decides
+conflict an earlier generation ran it under other arguments; an operator decides
+trying   its operation is under way
+retrying a try failed in a known way, and it may be tried again
+to run   an operator said: run it
+======== ==========================================================================================================
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Final
+
+from ..checkpoint import expand
+from ..codec import Codec
+from ..errors import DurableError
+from ..replay import Past, fold
+from ..store.records import EntryKind, Journaled, State, StoredPayload
+
+__all__ = ["Event", "Scope", "Step", "Timeline", "place_key", "read"]
+
+_OUTCOMES: Final = {
+    Past.DONE: "done",
+    Past.ERROR: "failed",
+    Past.SKIPPED: "skipped",
+    Past.LOST: "lost",
+    Past.UNDECIDED: "in doubt",
+    Past.OPEN: "in doubt",
+    Past.TRY: "retrying",
+}
+_KINDS: Final = {
+    EntryKind.INTENT: "intent",
+    EntryKind.ATTEMPT: "failed try",
+    EntryKind.AUDIT: "audit",
+    EntryKind.RESULT: "result",
+    EntryKind.ERROR: "error",
+    EntryKind.SKIPPED: "skipped",
+    EntryKind.LOST: "result lost",
+    EntryKind.RUN_AGAIN: "to be run",
+}
+#: The message of an exception, behind its class.
+_RAISED: Final = re.compile(r"(?<=it raised )(\w+): .*", re.DOTALL)
+#: A generation that is not the present one can only be looked at.
+_UNFINISHED: Final = (State.PENDING, State.SUSPENDED, State.RUNNING, State.AMBIGUOUS, State.QUARANTINED)
+
+
+@dataclass
+class Event:
+    """One entry of a step."""
+
+    kind: str
+    attempt: int
+    at: int
+    duration_us: int | None
+    #: What an audit says, without values.
+    text: str = ""
+    #: What an audit says besides; may show arguments and messages of errors.
+    details: dict[str, Any] = field(default_factory=dict)
+    payload: StoredPayload | None = None
+
+
+@dataclass
+class Step:
+    """One step."""
+
+    position: str
+    name: str
+    effect: str | None
+    outcome: str
+    attempts: int
+    duration_us: int | None
+    key: bytes | None
+    at: int
+    events: list[Event]
+    #: Why it is in doubt, without values.
+    doubt: str | None = None
+    #: The value, or the error.
+    payload: StoredPayload | None = None
+
+    @property
+    def plain(self) -> bool:
+        """True when there is nothing to tell but the outcome."""
+        return [e.kind for e in self.events] in (["result"], ["intent", "result"])
+
+
+@dataclass
+class Scope:
+    """A parallel scope."""
+
+    position: str
+    branches: int = 0
+    ended: bool = False
+
+
+@dataclass
+class Timeline:
+    """One generation of a journal."""
+
+    steps: list[Step]
+    scopes: list[Scope]
+    #: Changes of the body that this execution takes (``ctx.patched``).
+    patches: list[str]
+    #: Why the generation was aborted.
+    aborted: str | None
+
+
+def read(rows: Sequence[Journaled], codec: Codec, state: State | None) -> Timeline:
+    """Fold the entries of one generation.
+
+    :param state: of the execution; None for a generation that is over.
+    """
+    steps: list[Step] = []
+    scopes: dict[str, Scope] = {}
+    patches, aborted = [], None
+    for group in _groups(rows, codec):
+        first = group[0]
+        if first.scope == "#patch":
+            patches.append(first.name)
+        elif first.kind == EntryKind.ABORTED:
+            aborted = str(_decoded(first, codec, "no reason was recorded"))
+        elif first.kind in (EntryKind.SCOPE, EntryKind.SCOPE_END):
+            place = _place(first)
+            scopes.setdefault(place, Scope(place)).ended = group[-1].kind == EntryKind.SCOPE_END
+        else:
+            steps.append(_step(group, codec, state))
+    for path in {row.scope for row in rows}:
+        parent, _, branch = path.rpartition(".")
+        if parent in scopes:
+            scopes[parent].branches = max(scopes[parent].branches, int(branch) + 1)
+    steps.sort(key=lambda s: place_key(s.position))
+    return Timeline(steps, sorted(scopes.values(), key=lambda s: place_key(s.position)), patches, aborted)
+
+
+def place_key(place: str) -> tuple[tuple[int, int], ...]:
+    """Sorts positions in the order of the body: 4 before 4.0/0 before 4.1/0 before 5."""
+    parts = [part.partition(".") for part in place.split("/")]
+    return tuple((int(position), int(branch) if branch else -1) for position, _, branch in parts)
+
+
+def _groups(rows: Sequence[Journaled], codec: Codec) -> Iterator[list[Journaled]]:
+    """The entries position by position, with checkpoints unfolded."""
+    plain: list[Journaled] = []
+    for row in rows:
+        plain.extend(expand(row, codec) if row.kind == EntryKind.CHECKPOINT else (row,))
+    plain.sort(key=lambda r: (r.scope, r.position, r.entry))
+    for _, group in groupby(plain, key=lambda r: (r.scope, r.position)):
+        yield list(group)
+
+
+def _step(rows: list[Journaled], codec: Codec, state: State | None) -> Step:
+    first, last = rows[0], rows[-1]
+    events = [_event(row, codec) for row in rows]
+    step = Step(
+        position=_place(first),
+        name=first.name,
+        effect=None,
+        outcome="unreadable",
+        attempts=max(row.attempt for row in rows),
+        duration_us=next((row.duration_us for row in reversed(rows) if row.duration_us is not None), None),
+        key=next((row.key for row in rows if row.key is not None), None),
+        at=last.at,
+        events=events,
+    )
+    try:
+        recorded = fold(rows)
+    except DurableError as error:
+        step.doubt = str(error)
+        return step
+    step.effect = None if recorded.effect is None else recorded.effect.value
+    step.outcome = _outcome(recorded.past, events, state)
+    step.payload = recorded.payload
+    if step.outcome in ("in doubt", "conflict"):
+        step.doubt = _why(events)
+    return step
+
+
+def _outcome(past: Past, events: list[Event], state: State | None) -> str:
+    last = events[-1]
+    if past is Past.UNDECIDED and "then" in last.details:
+        return "conflict"
+    if past is Past.OPEN and state is State.RUNNING:
+        return "trying"
+    if last.kind == "to be run":
+        return "to run"
+    if past is Past.TRY and state not in _UNFINISHED:
+        return "failed"
+    return _OUTCOMES[past]
+
+
+def _why(events: list[Event]) -> str:
+    """Why a step is in doubt; the last audit that knows it."""
+    for event in reversed(events):
+        if "then" in event.details:
+            return "an earlier generation ran it already, under other arguments"
+        raised = event.details.get("error")
+        if raised and raised != "AmbiguousEffect":
+            return f"its operation raised {raised}, which may hide a success"
+        if event.kind == "audit" and not raised and event.details.get("reason") != "still undecided":
+            return str(event.details.get("reason") or "unknown")
+    return "an intent without a result"
+
+
+def _event(row: Journaled, codec: Codec) -> Event:
+    kind = _KINDS.get(EntryKind(row.kind), "?") if row.kind in set(EntryKind) else f"kind {row.kind}"
+    event = Event(kind, row.attempt, row.at, row.duration_us)
+    if kind != "audit":
+        if row.codec is not None and row.payload is not None:
+            event.payload = StoredPayload(row.codec, row.payload)
+        return event
+    said = _decoded(row, codec, {})
+    event.details = said if isinstance(said, dict) else {"reason": str(said)}
+    event.text = _audit_text(event.details)
+    return event
+
+
+def _audit_text(said: dict[str, Any]) -> str:
+    """An audit in one line, without arguments and without messages of exceptions."""
+    decision = str(said.get("decision", ""))
+    if "then" in said:
+        return "conflict: an earlier generation ran it under other arguments; left to an operator"
+    if said.get("reason") == "operator":
+        note = f": {said['note']}" if said.get("note") else ""
+        return f"{said.get('by', 'an operator')} decided: {decision}{note}"
+    if decision == "parked":
+        return f"left to an operator; raised: {said['error']}" if said.get("error") else "left to an operator"
+    return f"{said.get('reason', 'unknown')}; policy: {_without_message(decision)}"
+
+
+def _without_message(decision: str) -> str:
+    return _RAISED.sub(lambda match: match[1], decision)
+
+
+def _decoded(row: Journaled, codec: Codec, missing: Any) -> Any:
+    if row.codec is None or row.payload is None:
+        return missing
+    try:
+        return codec.decode(row.codec, row.payload, "a journal entry")
+    except DurableError as error:
+        return str(error)
+
+
+def _place(row: Journaled) -> str:
+    return f"{row.scope}/{row.position}" if row.scope else str(row.position)
