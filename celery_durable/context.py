@@ -64,7 +64,10 @@ class DurableContext:
 
     @property
     def replaying(self) -> bool:
-        """True while the journal holds a step that the body has not asked for yet (in this branch)."""
+        """True while the journal holds a step that the body has not asked for yet (in this branch).
+
+        For logs and progress bars. Steps must not depend on it.
+        """
         scope = self._here()
         return scope.cursor.has(scope.next_position)
 
@@ -79,7 +82,11 @@ class DurableContext:
         :raises ContextClosed: after the body has ended.
         :raises NestedStep: inside another step's operation.
         :raises FingerprintError: for arguments without a canonical form.
-        :raises AmbiguousEffect, GuardConflict, ResultLost: see there; guarded steps only.
+        :raises PayloadError: when the value cannot be stored, or is too large (:class:`PayloadTooLarge`).
+        :raises StepLimitExceeded: beyond ``durable_max_steps``.
+        :raises AmbiguousEffect, ResultLost: see there; guarded steps only. :class:`GuardConflict`: where the step's
+            ``key=`` was used with other arguments.
+        :raises JournalUnavailable: the database did not answer; the body cannot go on, its message comes back.
         """
         descriptor, op = self._descriptor(what, op)
         return cast("R", self._call(self._here(), descriptor, op, args, kwargs, inspect.iscoroutinefunction(op)))
@@ -101,6 +108,8 @@ class DurableContext:
         Each branch has positions of its own, fixed when it is created.
 
         :param max_workers: threads at most; default 8. Coroutines are not limited by it.
+        :raises ConfigurationError: for a ``max_workers`` below 1.
+        :raises ContextClosed, NestedStep, StepLimitExceeded, JournalUnavailable: as :meth:`step`.
         """
         scope = self._here()
         position, rows = self._open_scope(scope, "parallel")
@@ -127,7 +136,7 @@ class DurableContext:
     # -- what varies, recorded ------------------------------------------------------------------------------
 
     def now(self) -> dt.datetime:
-        """The time, aware, in UTC; a replay gives the time of the first run."""
+        """The time, aware, in UTC; a replay gives the time of the first run. It is a step like any other."""
         return self.step(_NOW, _utc_now)
 
     def uuid4(self) -> uuid.UUID:
