@@ -32,9 +32,9 @@ class DurableTask(Task):  # type: ignore[type-arg]
 
     Late acknowledgement and requeueing on a lost worker are part of the protocol and forced on; how often an
     execution may be taken over is limited by ``durable_max_attempts``. Binding the task to its app installs
-    everything else.
+    everything else. The body may be an ``async def``.
 
-    Called directly, a task is the plain function it was.
+    Called directly, a task is the plain function it was: it runs without a journal, and its steps are plain calls.
     """
 
     abstract = True
@@ -74,7 +74,11 @@ class DurableTask(Task):  # type: ignore[type-arg]
 
     @property
     def durable(self) -> DurableContext:
-        """The durable side of the running body. In a direct call, one whose steps are plain calls."""
+        """The durable side of the running body. In a direct call, one whose steps are plain calls.
+
+        It belongs to the thread or coroutine of the body and to its parallel branches. A thread that the body starts
+        itself is outside: there it is as in a direct call.
+        """
         here = active.get()
         return here.context if here is not None else PlainContext()
 
