@@ -108,14 +108,17 @@ class StepRecord(NamedTuple):
 
     #: Where it stands in the body.
     step_id: str
+    #: What the journal calls it.
     name: str
     #: The idempotency key, 32 bytes.
     key: bytes
+    #: What the operation returned, as the journal gives it back.
     value: Any
     #: True when the operation was not called now.
     replayed: bool
     #: True when SKIP assumed that the effect had happened.
     skipped: bool
+    #: The try that brought the value; 1 for the first.
     attempt: int
 
 
