@@ -57,10 +57,11 @@ class Settings:
     ack_timeout: float = _setting(5.0, _positive, "a number of seconds above 0")
     #: Take-overs after which an execution is quarantined.
     max_attempts: int = _setting(10, _count, "a whole number, 1 or more")
+    #: Steps that one attempt of a body may ask for, replayed ones included.
     max_steps: int = _setting(10_000, _count, "a whole number, 1 or more")
     #: Largest encoded value, in bytes.
     max_payload_bytes: int = _setting(1_048_576, _count, "a number of bytes, 1 or more")
-    #: A name of Kombu's serialization registry.
+    #: Under which serializer values are stored; a name of Kombu's registry.
     serializer: str = _setting("json", _text, "the name of a serializer, such as 'json'")
     #: Separates applications that share one database; default: the Celery app's name.
     namespace: str = _setting("", lambda v: isinstance(v, str) and len(v) <= 64, "a text of at most 64 characters")
