@@ -23,6 +23,7 @@ class StepHandle:
     execution_id: str
     #: Where the step stands in the body, such as ``"3"`` or ``"4.0/1"``.
     step_id: str
+    #: What the journal calls the step.
     name: str
     #: 1 for the first try.
     attempt: int
