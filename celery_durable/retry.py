@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from celery.exceptions import SoftTimeLimitExceeded, TaskPredicate
 from celery.utils.time import get_exponential_backoff_interval
 
 from .errors import ConfigurationError, DurableError
 
 __all__ = ["Retry"]
 
+#: Not failures of the operation: lost knowledge and broken rules, the end of the task's time, and what tells Celery
+#: what to do with the task.
+_NEVER = (DurableError, SoftTimeLimitExceeded, TaskPredicate)
+
 
 @dataclass(frozen=True)
 class Retry:
     """Try a failed step again, inside the running task. Tries and pauses are journaled: a crash resets neither.
 
-    When the last try has failed, its exception goes to the body.
+    When the last try has failed, its exception goes to the body. Errors of this library, the soft time limit, and what
+    speaks to Celery (``Retry``, ``Ignore``, ``Reject``) are never answered by another try.
 
     :raises ConfigurationError: for values out of range.
     """
@@ -50,7 +56,7 @@ class Retry:
         """Whether ``error`` of try number ``attempt`` (1 for the first) is worth another try."""
         return (
             attempt < self.max_attempts
-            and not isinstance(error, DurableError)
+            and not isinstance(error, _NEVER)
             and isinstance(error, self.on)
             and not isinstance(error, self.give_up_on)
         )
