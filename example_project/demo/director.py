@@ -28,7 +28,7 @@ STOCK = 10_000
 ROUND = 0.03
 #: Orders per pool process that are open at the same time. Customers come one after the other; and an order that was
 #: interrupted has to queue behind the others, which would hide how soon it could go on.
-OPEN = 2
+OPEN = 1
 #: Seconds for which the ledgers are left alone after the last order: what comes late must be seen, too.
 SETTLE = 1.5
 MARKER = "made-by-the-demo"
