@@ -113,7 +113,10 @@ def _conflict(call: StepCall, generation: int, recorded: Recorded, first: Journa
         step_id=call.place,
         step=call.descriptor.name,
     )
-    payload, _ = around.roundtrip({"reason": "conflict", "then": before, "now": call.preview()}, call.where)
+    said = {"reason": "conflict", "generation": generation, "then": before, "now": call.preview()}
+    if recorded.key is not None:
+        said["key"] = recorded.key.hex()
+    payload, _ = around.roundtrip(said, call.where)
     around.append(call.entry(EntryKind.AUDIT, payload=payload))
     yield Flush()
     around.must_park(error)
@@ -129,12 +132,12 @@ def _try(call: StepCall, attempt: int, around: Surroundings) -> Steps:
             taken = yield from _announce(call, attempt, around)
             if taken is not None:
                 return taken
-            reached("step.after_intent")
+            reached("step.after_intent", around.execution_id, call.descriptor.name)
         started = time.perf_counter_ns()
         value, error = yield Call(call.handle(around.execution_id, attempt), guard is not None)
         took = (time.perf_counter_ns() - started) // 1000
         if error is None:
-            reached("step.after_effect")
+            reached("step.after_effect", around.execution_id, call.descriptor.name)
             return (yield from _succeed(call, value, attempt, took, around))
         if guard is not None and not _is_definite(guard, error):
             settled = yield from _indefinite(call, error, attempt, took, around)
@@ -159,7 +162,7 @@ def _announce(call: StepCall, attempt: int, around: Surroundings) -> Generator[A
     """Commit the intent of a guarded operation, with everything buffered before it, under the lease (G2)."""
     payload, _ = around.roundtrip({"arguments": call.preview(), "named": call.global_key}, call.where)
     intent = call.entry(EntryKind.INTENT, attempt=attempt, payload=payload)
-    reached("step.before_intent")
+    reached("step.before_intent", around.execution_id, call.descriptor.name)
     if not call.global_key:
         around.append(intent)
         yield Flush()
@@ -224,9 +227,9 @@ def _succeed(call: StepCall, value: Any, attempt: int, took: int, around: Surrou
         return Outcome(None, lost, False, False, attempt)
     around.append(call.entry(EntryKind.RESULT, attempt=attempt, payload=payload, duration_us=took), finishes=True)
     if guarded:
-        reached("step.before_result")
+        reached("step.before_result", around.execution_id, call.descriptor.name)
         yield Flush()
-    reached("step.after_result")
+    reached("step.after_result", around.execution_id, call.descriptor.name)
     return Outcome(again, None, False, False, attempt)
 
 

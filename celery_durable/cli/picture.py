@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["print_portrait"]
 
 _HIDDEN = "hidden (--reveal)"
+#: What --value and --run mean, by outcome.
+_CHOICES = {
+    "in doubt": ("it happened, and this is its result", "it did not happen: run it"),
+    "conflict": ("both are the same: go on with this result", "this is another one: run it too"),
+}
 
 
 def print_portrait(console: Console, portrait: Portrait, command: str) -> None:
@@ -131,9 +136,13 @@ def _advice(portrait: Portrait, command: str) -> Iterator[str]:
         yield f"Step {step.name!r} at position {step.position} waits for you: {step.doubt}."
         if step.key is not None:
             yield f"Look for its idempotency key on the remote side: {step.key.hex()}"
+        if step.rival is not None:
+            generation, key = step.rival
+            yield f"In generation {generation} it had this one: {key}"
         resolve = f"  {command} resolve {row.id} {step.position}"
-        yield f"{resolve} --value JSON    it happened, and this is its result"
-        yield f"{resolve} --run           it did not happen: run it"
+        same, other = _CHOICES[step.outcome]
+        yield f"{resolve} --value JSON    {same}"
+        yield f"{resolve} --run           {other}"
         yield f"{resolve} --fail          let the body have an AmbiguousEffect error"
     if row.state is State.QUARANTINED:
         yield ""

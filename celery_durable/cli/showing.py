@@ -149,29 +149,35 @@ def draw(desk: Desk, execution_id: str, generation: int | None, reveal: bool) ->
     shown = row.generation if generation is None else generation
     if shown not in numbers:
         raise click.UsageError(f"execution {execution_id} has no generation {shown}; it has {_listed(numbers)}")
-    found = {}
-    for number in numbers:
-        if number == shown or number != row.generation:
-            entries = operations.entries(row.pk, number, values=reveal and number == shown)
-            found[number] = timeline.read(entries, codec, row.state if number == row.generation else None)
-    return Portrait(
+    found = {
+        number: timeline.read(
+            operations.entries(row.pk, number, values=reveal and number == shown),
+            codec,
+            row.state if number == row.generation else None,
+        )
+        for number in {shown, row.generation}
+    }
+    portrait = Portrait(
         execution=row,
         generation=shown,
-        generations={n: found[n].aborted if n in found else None for n in numbers},
+        generations=dict.fromkeys(numbers),
         timeline=found[shown],
-        reason=_reason(desk, row, found.get(row.generation), reveal),
+        reason=_reason(desk, row, found[row.generation], reveal),
         outcome=_outcome(desk, row, reveal),
         arguments=_arguments(desk, row) if reveal else None,
         reveal=reveal,
         desk=desk,
     )
+    for number, payload in operations.aborts(row.pk).items():
+        portrait.generations[number] = str(portrait.read(payload))
+    return portrait
 
 
 def _listed(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
-def _reason(desk: Desk, row: Execution, now: Timeline | None, reveal: bool) -> str | None:
+def _reason(desk: Desk, row: Execution, now: Timeline, reveal: bool) -> str | None:
     if row.state not in (*PARKED_STATES, State.CANCELLED, State.FAILED):
         return None
     stored = desk.operations.payload(row.pk, PayloadKind.REASON)
@@ -179,7 +185,7 @@ def _reason(desk: Desk, row: Execution, now: Timeline | None, reveal: bool) -> s
     if row.state is not State.AMBIGUOUS or reveal:
         return text
     # The stored text shows arguments and messages of errors: say it without them.
-    doubts = [s for s in now.steps if s.doubt is not None and s.outcome != "unreadable"] if now is not None else []
+    doubts = [s for s in now.steps if s.doubt is not None and s.outcome != "unreadable"]
     return "; ".join(f"step {s.name!r} (position {s.position}): {s.doubt}" for s in doubts) or None
 
 

@@ -90,6 +90,13 @@ class Step:
     payload: StoredPayload | None = None
 
     @property
+    def rival(self) -> tuple[int, str] | None:
+        """Generation and idempotency key of the step that a conflict is with."""
+        if self.outcome != "conflict" or "key" not in self.events[-1].details:
+            return None
+        return self.events[-1].details["generation"], self.events[-1].details["key"]
+
+    @property
     def plain(self) -> bool:
         """True when there is nothing to tell but the outcome."""
         return [e.kind for e in self.events] in (["result"], ["intent", "result"])
@@ -112,8 +119,6 @@ class Timeline:
     scopes: list[Scope]
     #: Changes of the body that this execution takes (``ctx.patched``).
     patches: list[str]
-    #: Why the generation was aborted.
-    aborted: str | None
 
 
 def read(rows: Sequence[Journaled], codec: Codec, state: State | None) -> Timeline:
@@ -123,13 +128,13 @@ def read(rows: Sequence[Journaled], codec: Codec, state: State | None) -> Timeli
     """
     steps: list[Step] = []
     scopes: dict[str, Scope] = {}
-    patches, aborted = [], None
+    patches = []
     for group in _groups(rows, codec):
         first = group[0]
         if first.scope == "#patch":
             patches.append(first.name)
-        elif first.kind == EntryKind.ABORTED:
-            aborted = str(_decoded(first, codec, "no reason was recorded"))
+        elif first.scope.startswith("#"):
+            continue
         elif first.kind in (EntryKind.SCOPE, EntryKind.SCOPE_END):
             place = _place(first)
             scopes.setdefault(place, Scope(place)).ended = group[-1].kind == EntryKind.SCOPE_END
@@ -140,7 +145,7 @@ def read(rows: Sequence[Journaled], codec: Codec, state: State | None) -> Timeli
         if parent in scopes:
             scopes[parent].branches = max(scopes[parent].branches, int(branch) + 1)
     steps.sort(key=lambda s: place_key(s.position))
-    return Timeline(steps, sorted(scopes.values(), key=lambda s: place_key(s.position)), patches, aborted)
+    return Timeline(steps, sorted(scopes.values(), key=lambda s: place_key(s.position)), patches)
 
 
 def place_key(place: str) -> tuple[tuple[int, int], ...]:
@@ -203,7 +208,7 @@ def _why(events: list[Event]) -> str:
     """Why a step is in doubt; the last audit that knows it."""
     for event in reversed(events):
         if "then" in event.details:
-            return "an earlier generation ran it already, under other arguments"
+            return f"generation {event.details.get('generation', '?')} ran it already, under other arguments"
         raised = event.details.get("error")
         if raised and raised != "AmbiguousEffect":
             return f"its operation raised {raised}, which may hide a success"
@@ -229,7 +234,7 @@ def _audit_text(said: dict[str, Any]) -> str:
     """An audit in one line, without arguments and without messages of exceptions."""
     decision = str(said.get("decision", ""))
     if "then" in said:
-        return "conflict: an earlier generation ran it under other arguments; left to an operator"
+        return f"conflict: generation {said.get('generation', '?')} ran it under other arguments; left to an operator"
     if said.get("reason") == "operator":
         note = f": {said['note']}" if said.get("note") else ""
         return f"{said.get('by', 'an operator')} decided: {decision}{note}"

@@ -101,6 +101,15 @@ class Operations:
         query = sa.select(_j.generation).where(_j.pk == pk).distinct().order_by(_j.generation)
         return self._database.read(lambda c: list(c.execute(query).scalars()))
 
+    def aborts(self, pk: int) -> dict[int, StoredPayload]:
+        """Why generations were aborted."""
+        query = sa.select(_j.generation, _j.codec, _j.payload).where(
+            _j.pk == pk, _j.kind == int(EntryKind.ABORTED), _j.payload.is_not(None)
+        )
+        return self._database.read(
+            lambda c: {r.generation: StoredPayload(r.codec, bytes(r.payload)) for r in c.execute(query)}
+        )
+
     def doubts(self, execution: Execution) -> list[Doubt]:
         """The guarded steps of the present generation that are in doubt, scope by scope."""
         return self._database.read(lambda c: self._doubts(c, execution))

@@ -158,6 +158,11 @@ def _add_tasks(app: Celery) -> None:
     def holder(self: Any, number: int) -> str:
         return self.durable.step(NAMED, named, number)
 
+    @task(name="many")
+    def many(self: Any, number: int) -> None:
+        for each in range(number):
+            self.durable.step("each", str, each)
+
     @task(name="nothing")
     def nothing(self: Any, number: int = 0) -> int:
         self.durable.step("hello", str, number)
