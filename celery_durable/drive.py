@@ -33,7 +33,7 @@ def drive(run: Run, call: StepCall, rows: list[Journaled] | None) -> Outcome:
             action = rules.send(answer)
             answer = None
             if isinstance(action, Call):
-                reached("step.before_effect")
+                reached("step.before_effect", run.execution_id, call.descriptor.name)
                 if action.guarded:
                     run.assure_lease()
                 run.counters.called += 1
@@ -63,7 +63,7 @@ async def drive_async(run: Run, call: StepCall, rows: list[Journaled] | None) ->
             action = rules.send(answer)
             answer = None
             if isinstance(action, Call):
-                reached("step.before_effect")
+                reached("step.before_effect", run.execution_id, call.descriptor.name)
                 if action.guarded:
                     await asyncio.to_thread(run.assure_lease)
                 run.counters.called += 1

@@ -35,14 +35,14 @@ class Ending:
 
     def finish(self, run: Run, state: State, outcome: StoredPayload | None, *, dispatched: bool = False) -> None:
         told = dispatched or self._session.eager
-        reached("task.before_outcome")
+        reached("task.before_outcome", run.execution_id)
         self._commit(
             run,
             lambda batch: self._runtime.ownership.finish(batch, self._session.owner, state, outcome, dispatched=told),
         )
         if not told:
             self._session.returning(run.fence.pk)
-        reached("task.after_outcome")
+        reached("task.after_outcome", run.execution_id)
 
     def _commit(self, run: Run, settle: Any) -> None:
         """Commit what is left of the journal together with a new state."""
@@ -102,7 +102,7 @@ class Ending:
         # Recovery sends it again if it has not started a lease after it was due.
         delay = stash.delay_ms() + runtime.settings.lease_ms
         self._commit(run, lambda b: ownership.suspend(b, owner, delay_ms=delay, retries=stash.retries, envelope=packed))
-        reached("task.after_retry_commit")
+        reached("task.after_retry_commit", run.execution_id)
         publish_stashed(self._session.task.app, stash, run.fence.pk, runtime)
 
     def _replace(self, run: Run) -> None:
@@ -137,10 +137,12 @@ class Ending:
 
     def park(self, run: Run, state: State, reason: str) -> None:
         self._show(state.value.upper(), {"reason": reason})
+        reached("task.before_park", run.execution_id)
         self._commit(
             run,
             lambda b: self._runtime.ownership.park(b, self._session.owner, state, StoredPayload(0, reason.encode())),
         )
+        reached("task.after_park", run.execution_id)
         self.tell_parked(state, reason)
 
     def tell_parked(self, state: State, reason: str) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from celery import signals, states
 
 from .errors import JournalUnavailable
+from .faults import reached
 from .publish import wrap_sender
 from .runtime import Runtime
 from .worker.control import control_of
@@ -56,6 +57,7 @@ def _on_postrun(sender: Any = None, task_id: str | None = None, state: str | Non
     outcome = runtime.returning.pop(task_id, None)
     if outcome is None or state not in (states.SUCCESS, states.FAILURE):
         return
+    reached("task.returned", task_id)
     runtime.keeper.dispatched(outcome.pk)
     if outcome.has_callbacks:
         # Handed on once more it would send them again; anything else may be marked with the next batch.

@@ -82,12 +82,12 @@ class Session:
     def execute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the task's body durably, or answer its message without running it."""
         name = f"{self.task.name}[{self.request.id}]"
-        reached("task.before_open")
+        reached("task.before_open", str(self.request.id))
         try:
             answer = self.runtime.ownership.open(self._open_request())
         except JournalUnavailable as error:
             return self._without_journal(error, args, kwargs)
-        reached("task.after_open")
+        reached("task.after_open", str(self.request.id))
         if isinstance(answer, Refused):
             raise self._refuse(answer, name)
         if isinstance(answer, Closed):
@@ -244,7 +244,7 @@ class Session:
         try:
             context._load_patches()
             self.deterministic_callbacks()
-            reached("task.before_body")
+            reached("task.before_body", run.execution_id)
             value = self._drive(args, kwargs)
             context._ended()
         except BaseException as error:

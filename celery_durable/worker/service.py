@@ -100,7 +100,8 @@ class Service:
         :returns: seconds until the next round is due.
         """
         claims = self.recovery.claim(_BATCH)
-        reached("recovery.after_claim")
+        for execution_id in [one.id for one in claims.parked] + [one.id for one in claims.due]:
+            reached("recovery.after_claim", execution_id)
         for parked in claims.parked:
             self._show_parked(parked.id, parked.reason)
             park(parked.task, parked.id, State.QUARANTINED, parked.reason)

@@ -256,7 +256,7 @@ class Machine:
         patch.setattr(JournalWriter, "_start_timer", lambda self: None)
         patch.setattr(runtimes.Keeper, "_start", lambda self: None)
         patch.setattr(faults, "_armed", {"any": []})
-        patch.setattr(faults, "_act", lambda point: self.life.reached(point))
+        patch.setattr(faults, "_act", lambda point, *where: self.life.reached(point))
         self.life = Life(None)
         self.deaths = 0
         self._program: tuple[Any, ...] = ()
