@@ -32,14 +32,17 @@ def service(ctx: click.Context, loglevel: Any) -> None:
     """
     desk = open_desk(ctx, must_exist=False)
     app = desk.app
-    app.set_default()
-    app.set_current()
-    app.log.setup(loglevel=loglevel, redirect_stdouts=False, colorize=False if ctx.obj.no_color else None)
+    trouble = None
     try:
         desk.runtime.database.read(lambda connection: None)
     except JournalUnavailable as error:
-        # It may come back; a missing schema or a wrong setting will not do so by itself, and end the command.
-        logger.warning("the journal cannot be reached yet: %s", error)
+        # It may come back. A missing schema or a wrong setting will not do so by itself, and ends the command.
+        trouble = error
+    app.set_default()
+    app.set_current()
+    app.log.setup(loglevel=loglevel, redirect_stdouts=False, colorize=False if ctx.obj.no_color else None)
+    if trouble is not None:
+        logger.warning("the journal cannot be reached yet: %s", trouble)
     _serve(Service(app))
 
 
