@@ -13,7 +13,7 @@ from celery.utils.time import get_exponential_backoff_interval
 from . import envelope as envelopes
 
 if TYPE_CHECKING:
-    from .errors import JournalUnavailable
+    from .errors import JournalUnavailable, SchemaError
     from .session import Session
 
 __all__ = ["postpone"]
@@ -26,7 +26,7 @@ _HEADER: Final = "durable_waits"
 _LONGEST: Final = 30
 
 
-def postpone(session: Session, error: JournalUnavailable) -> None:
+def postpone(session: Session, error: JournalUnavailable | SchemaError) -> None:
     """Send the message again after a pause that grows. It is not a retry: ``max_retries`` does not count it.
 
     :raises Reject: when the broker cannot be reached either; the message then goes back to its queue.
@@ -37,7 +37,7 @@ def postpone(session: Session, error: JournalUnavailable) -> None:
     message = envelopes.from_request(session.task, request)
     message["headers"][_HEADER] = str(waits + 1)
     logger.error(
-        "%s[%s] cannot go on, the journal is unavailable; its message comes back in about %d s: %s",
+        "%s[%s] cannot go on without its journal; its message comes back in about %d s: %s",
         session.task.name,
         request.id,
         delay,
