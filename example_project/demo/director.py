@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import time
 import uuid
@@ -84,12 +85,13 @@ class Director:
         """Start everything, kill, wait for the last order, and collect the evidence."""
         env = environment(self.config, self.run_id, self.options)
         self.shop.create(self.orders, STOCK)
-        with Stage(self.config.directory, env, self.options.concurrency, self.options.seed) as stage:
+        stage = Stage(self.config.directory, env, self.options.concurrency, self.options.seed)
+        # The queue goes last: a worker that still lives would make it again.
+        with Shopfront(env) as front, stage:
             urls = stage.start_services(self.options.latency, self.options.down, self.options.slow)
             self._write_env_file({**env, **urls})
             if not self.config.embedded_database:
                 stage.upgrade_journal()
-            front = Shopfront({**env, **urls})
             stage.start_workers(self.options.workers)
             log, journal = EventLog(self.config.directory / "events.jsonl"), Journal(stage.env)
             self._wait_for_workers(stage, log)
@@ -106,13 +108,12 @@ class Director:
             stage.stop_workers()
             log.refresh()
             evidence = self._collect(journal, urls, chaos.kills, log)
-            front.remove_queue()
         return Outcome(evidence, seconds, stage.lost_workers, self.flushed_at)
 
     def _write_env_file(self, env: dict[str, str]) -> None:
         file = self.config.directory / "env"
         file.touch(mode=0o600)
-        file.write_text("".join(f"export {name}='{value}'\n" for name, value in env.items()))
+        file.write_text("".join(f"export {name}={shlex.quote(value)}\n" for name, value in env.items()))
 
     def _wait_for_workers(self, stage: Stage, log: EventLog, seconds: float = 30) -> None:
         deadline = time.monotonic() + seconds
