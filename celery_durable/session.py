@@ -34,14 +34,13 @@ from .control import Leave, Park, Suspend
 from .current import active
 from .ending import Ending
 from .errors import (
-    AmbiguousEffect,
     ConfigurationError,
     DurableError,
     JournalUnavailable,
     LeaseLost,
     PayloadError,
     ReplayDivergence,
-    ResultLost,
+    SchemaError,
 )
 from .faults import reached
 from .outcome import pack_value, restore
@@ -50,7 +49,7 @@ from .postpone import postpone
 from .publish import Stash, stashing
 from .run import Run
 from .runtime import Returning, Runtime
-from .store.records import Batch, Closed, Opened, OpenRequest, Refusal, Refused, State
+from .store.records import Batch, Closed, Opened, OpenRequest, Refusal, Refused, State, StoredPayload
 
 if TYPE_CHECKING:
     from celery import Task
@@ -87,6 +86,12 @@ class Session:
             answer = self.runtime.ownership.open(self._open_request())
         except JournalUnavailable as error:
             return self._without_journal(error, args, kwargs)
+        except SchemaError as error:
+            # A deploy that is ahead of its migration must not fail what it receives meanwhile.
+            if self.eager:
+                raise
+            postpone(self, error)
+            raise Ignore from error
         reached("task.after_open", str(self.request.id))
         if isinstance(answer, Refused):
             raise self._refuse(answer, name)
@@ -98,10 +103,6 @@ class Session:
 
     def _open_request(self) -> OpenRequest:
         pk = self.request.__dict__.get(envelopes.PK_HEADER)
-        envelope = None
-        if pk is None and not self.eager:
-            message = envelopes.from_request(self.task, self.request)
-            envelope = envelopes.pack(message, self.runtime.envelope_codec)
         if self.request.id is None:
             raise ConfigurationError(f"a message of task {self.task.name!r} has no id; a durable execution needs one.")
         return OpenRequest(
@@ -109,10 +110,14 @@ class Session:
             task=self.task.name,
             owner=self.owner,
             retries=int(self.request.retries or 0),
-            envelope=envelope,
+            envelope=self._envelope,
             pk=int(pk) if pk is not None else None,
             recoverable=not self.eager,
         )
+
+    def _envelope(self) -> StoredPayload:
+        message = envelopes.from_request(self.task, self.request)
+        return envelopes.pack(message, self.runtime.envelope_codec)
 
     def _refuse(self, answer: Refused, name: str) -> Ignore:
         if answer.why is Refusal.QUARANTINED:

@@ -75,7 +75,7 @@ class Ownership:
 
         # Most messages are first deliveries: those spare the look-up. A lost acknowledgement of the insert ends
         # up in the look-up too, which recognises its owner.
-        look_first = request.pk is not None or request.retries > 0 or request.envelope is None
+        look_first = request.pk is not None or request.retries > 0 or not request.recoverable
         if not look_first:
             with contextlib.suppress(IntegrityError):
                 return self._database.write(lambda c: self._insert(c, request))
@@ -121,13 +121,14 @@ class Ownership:
                 updated_at=now_ms(),
             )
         )
-        if request.envelope is not None and request.recoverable:
+        if request.recoverable:
+            envelope = request.envelope()
             connection.execute(
                 sa.insert(payloads).values(
                     pk=pk,
                     kind=int(PayloadKind.ENVELOPE),
-                    codec=request.envelope.codec,
-                    data=request.envelope.data,
+                    codec=envelope.codec,
+                    data=envelope.data,
                 )
             )
         return Opened(
@@ -206,8 +207,8 @@ class Ownership:
                 updated_at=now_ms(),
             )
         )
-        if request.envelope is not None:
-            put_payload(connection, row.pk, PayloadKind.ENVELOPE, request.envelope)
+        if request.recoverable:
+            put_payload(connection, row.pk, PayloadKind.ENVELOPE, request.envelope())
         return Opened(
             fence=Fence(row.pk, row.epoch + 1),
             owner=request.owner,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -188,8 +189,8 @@ class OpenRequest:
     owner: str
     #: Celery's retry number of the message.
     retries: int
-    #: The message, stored when the execution is new.
-    envelope: StoredPayload | None
+    #: Makes the message as it is stored, where the execution turns out to be new and recoverable.
+    envelope: Callable[[], StoredPayload]
     #: The row's key, where the message carries it (it was written at publish).
     pk: int | None = None
     #: False for eager runs: recovery never looks at them.
