@@ -34,12 +34,14 @@ from .control import Leave, Park, Suspend
 from .current import active
 from .ending import Ending
 from .errors import (
+    AmbiguousEffect,
     ConfigurationError,
     DurableError,
     JournalUnavailable,
     LeaseLost,
     PayloadError,
     ReplayDivergence,
+    ResultLost,
     SchemaError,
 )
 from .faults import reached
