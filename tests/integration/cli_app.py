@@ -13,6 +13,7 @@ from celery import Celery
 from celery_durable import DurableTask, Intent, OnAmbiguous, Retry, StepDescriptor, guarded, step
 from tests.support.conf import configure
 from tests.support.ledger import Ledger
+from tests.support.wait import eventually
 
 __all__ = ["GatewayTimeout", "Receipt", "Switch", "app", "build"]
 
@@ -81,6 +82,21 @@ def named(order: int) -> str:
     if Switch.down:
         raise GatewayTimeout("no answer")
     return "named"
+
+
+def _second_time() -> str:
+    if witness("after") == 1:
+        raise ValueError("not yet")
+    return "done"
+
+
+def _wait() -> None:
+    witness("slow")
+    eventually(lambda: Ledger.from_env().count("go on"), 60)
+
+
+def _fail() -> Any:
+    raise GatewayTimeout("no answer")
 
 
 def build(*confs: Mapping[str, Any], **settings: Any) -> Celery:
@@ -167,6 +183,22 @@ def _add_tasks(app: Celery) -> None:
     def nothing(self: Any, number: int = 0) -> int:
         self.durable.step("hello", str, number)
         return number
+
+    @task(name="flaky")
+    def flaky(self: Any, number: int) -> str:
+        self.durable.step("before", witness, "before")
+        return self.durable.step("after", _second_time)
+
+    @task(name="slow")
+    def slow(self: Any) -> None:
+        """Waits inside a step until the test says so."""
+        self.durable.step("wait", _wait)
+        charge(8, "4111")
+
+    @task(name="inline")
+    def inline(self: Any) -> str:
+        what = StepDescriptor.guarded("send", Intent.CUSTOM, on_ambiguous=OnAmbiguous.FAIL)
+        return f"a {type(self.durable.step(what, _fail)).__name__}"
 
     @app.task(name="total", shared=False)
     def total(results: list[Any]) -> int:
