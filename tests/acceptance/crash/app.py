@@ -1,0 +1,142 @@
+"""The application whose processes the crash tests kill and stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+
+from celery_durable import (
+    DID_NOT_HAPPEN,
+    UNKNOWN,
+    DurableTask,
+    Happened,
+    Intent,
+    OnAmbiguous,
+    StepDescriptor,
+    StepHandle,
+    current_step,
+    execution_parked,
+)
+from celery_durable.effects import Verdict
+from celery_durable.faults import reached
+from tests.support.conf import configure
+from tests.support.ledger import Ledger
+
+app = configure(Celery("crash"))
+
+#: A folder by which a test holds bodies back, and tells them that something has been repaired.
+GATES = "DURABLE_TEST_GATES"
+
+
+def gate(name: str) -> Path:
+    """The file by which a test opens a gate."""
+    return Path(os.environ[GATES]) / name
+
+
+def await_gate(name: str) -> None:
+    while not gate(name).exists():
+        time.sleep(0.02)
+
+
+@execution_parked.connect
+def on_parked(sender: Any, execution_id: str, state: str, reason: str, **_: Any) -> None:
+    Ledger.from_env().fire("parked", execution=execution_id, state=state, reason=reason)
+
+
+# -- the step under test ----------------------------------------------------------------------------------------
+
+
+def happen() -> str:
+    """An effect, and the ends of the world just before and just after it."""
+    step = current_step()
+    reached("effect.before", step.execution_id, step.name)
+    Ledger.from_env().fire(step.name, execution=step.execution_id, key=step.idempotency_key.hex())
+    reached("effect.after", step.execution_id, step.name)
+    return "live"
+
+
+def says(verdict: Verdict) -> Callable[[StepHandle], Verdict]:
+    def reconcile(step: StepHandle) -> Verdict:
+        reached("reconcile.before", step.execution_id, step.name)
+        return verdict
+
+    return reconcile
+
+
+def asks(step: StepHandle) -> Verdict:
+    """Asks the remote side, which knows the keys of what has happened."""
+    reached("reconcile.before", step.execution_id, step.name)
+    return Happened("told") if Ledger.from_env().count(step.name, key=step.idempotency_key.hex()) else DID_NOT_HAPPEN
+
+
+def _guarded(name: str, on_ambiguous: Any, **options: Any) -> StepDescriptor:
+    return StepDescriptor.guarded(name, Intent.CUSTOM, on_ambiguous=on_ambiguous, **options)
+
+
+#: Effect class or policy -> the step under test.
+EDGES = {
+    "idempotent": StepDescriptor.idempotent("edge"),
+    "at_least_once": StepDescriptor.at_least_once("edge"),
+    "SKIP": _guarded("edge", OnAmbiguous.SKIP, assumed="assumed"),
+    "RERUN": _guarded("edge", OnAmbiguous.RERUN),
+    "FAIL": _guarded("edge", OnAmbiguous.FAIL),
+    "happened": _guarded("edge", says(Happened("told"))),
+    "did_not": _guarded("edge", says(DID_NOT_HAPPEN)),
+    "unknown": _guarded("edge", says(UNKNOWN)),
+    "asks": _guarded("edge", asks),
+}
+BEFORE = _guarded("before", OnAmbiguous.FAIL)
+AFTER = _guarded("after", OnAmbiguous.FAIL)
+
+
+@app.task(base=DurableTask, bind=True)
+def cell(self: DurableTask, edge: str) -> str:
+    """One step under test, between two whose every repetition or loss would show."""
+    self.durable.step(BEFORE, happen)
+    value = self.durable.step(EDGES[edge], happen)
+    self.durable.step(AFTER, happen)
+    return value
+
+
+@app.task(base=DurableTask, bind=True)
+def who(self: DurableTask, edge: str) -> int:
+    """As :func:`cell`, but returns the process that ended it."""
+    self.durable.step(BEFORE, happen)
+    self.durable.step(EDGES[edge], happen)
+    self.durable.step(AFTER, happen)
+    return os.getpid()
+
+
+# -- other bodies -----------------------------------------------------------------------------------------------
+
+
+@app.task(base=DurableTask, bind=True)
+def poison(self: DurableTask) -> str:
+    """Kills its process until it is repaired."""
+    self.durable.step(BEFORE, happen)
+    Ledger.from_env().fire("swallowed", execution=self.request.id)
+    if not gate("repaired").exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+    self.durable.step(AFTER, happen)
+    return "survived"
+
+
+@app.task(base=DurableTask, bind=True)
+def held(self: DurableTask) -> str:
+    """Does one step and runs on until the gate ``release`` opens."""
+    self.durable.step(BEFORE, happen)
+    Ledger.from_env().fire("holding", execution=self.request.id)
+    await_gate("release")
+    self.durable.step(AFTER, happen)
+    return "released"
+
+
+@app.task(base=DurableTask, bind=True)
+def tiny(self: DurableTask, number: int) -> int:
+    return self.durable.step("double", lambda n: 2 * n, number)
