@@ -9,8 +9,8 @@ for the ``count``-th time (1 by default), the process does ``action``:
 With ``file``, an action happens once for all processes together: the one that creates the file does it.
 
 ``CELERY_DURABLE_FAULT_DIRECTORY`` names a folder by which faults are turned on while processes run, each for one
-execution: a file ``point@execution``, or ``point@execution@step``, that holds ``action [count]``. The process that does
-the action removes the file first, so it happens once; what is still there was never reached.
+execution: a file ``point@execution``, or ``point@execution@step``, whose lines are ``action [count]``. A line is
+removed by the process that does its action, and the file with the last one: what is still there was never reached.
 """
 
 from __future__ import annotations
@@ -70,15 +70,20 @@ def _act(point: str, execution: str, step: str) -> None:
 def _act_by_file(point: str, path: str) -> None:
     try:
         with open(path, encoding="ascii") as file:
-            action, _, count = file.read().strip().partition(" ")
-        if int(count or 1) > 1:
-            with open(path, "w", encoding="ascii") as file:
-                file.write(f"{action} {int(count) - 1}")
-            return
-        os.unlink(path)
+            first, *left = file.read().splitlines()
     except FileNotFoundError:
         return
-    _do(action, point)
+    action, _, count = first.partition(" ")
+    due = int(count or 1) <= 1
+    if not due:
+        left.insert(0, f"{action} {int(count) - 1}")
+    if left:
+        with open(path, "w", encoding="ascii") as file:
+            file.write("\n".join(left))
+    else:
+        os.unlink(path)
+    if due:
+        _do(action, point)
 
 
 def _do(action: str, point: str) -> None:
