@@ -225,9 +225,9 @@ def _succeed(call: StepCall, value: Any, attempt: int, took: int, around: Surrou
         lost = _lost(call, around, reason)
         lost.__cause__ = error
         return Outcome(None, lost, False, False, attempt)
+    reached("step.before_result", around.execution_id, call.descriptor.name)
     around.append(call.entry(EntryKind.RESULT, attempt=attempt, payload=payload, duration_us=took), finishes=True)
     if guarded:
-        reached("step.before_result", around.execution_id, call.descriptor.name)
         yield Flush()
     reached("step.after_result", around.execution_id, call.descriptor.name)
     return Outcome(again, None, False, False, attempt)
