@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import click
 
 from ..store.records import Execution, State
 from .base import Desk, DurableCommand, json_option, open_desk, say, write_json
-from .rendering import console_of, iso, moment, print_table
-
-if TYPE_CHECKING:
-    from celery.bin.base import CLIContext  # noqa: F401
+from .rendering import age, console_of, iso, moment, print_table
 
 __all__ = ["list_", "summary"]
 
@@ -49,13 +46,18 @@ def list_(ctx: click.Context, states: Sequence[str], task: str | None, limit: in
         which = " that match" if states or task else ""
         say(f"No executions{which} in namespace {desk.namespace!r}.")
         return
-    cells = [
-        (r.id, r.task, r.state.value, str(r.attempts), str(r.steps), moment(r.created_at), moment(r.updated_at))
-        for r in rows[:limit]
-    ]
-    columns = ("id", "task", "state", "attempts", "steps", "created", "updated")
-    print_table(console_of(ctx), columns, cells, numbers=("attempts", "steps"))
-    if len(rows) > limit:
+    rows, more = rows[:limit], len(rows) > limit
+    console = console_of(ctx)
+    columns = ["id", "task", "state", "attempts", "steps"]
+    cells = [[r.id, r.task, r.state.value, str(r.attempts), str(r.steps)] for r in rows]
+    if console.is_terminal:
+        columns.append("updated")
+        cells = [[*cell, age(r.updated_at)] for cell, r in zip(cells, rows, strict=True)]
+    else:
+        columns += ["created", "updated"]
+        cells = [[*cell, moment(r.created_at), moment(r.updated_at)] for cell, r in zip(cells, rows, strict=True)]
+    print_table(console, columns, cells, numbers=("attempts", "steps"), folds=("id", "task"))
+    if more:
         say(f"There are more than these {limit}: --limit {limit * 10}")
 
 

@@ -103,8 +103,8 @@ def _print_steps(console: Console, portrait: Portrait) -> None:
         branches = f"{scope.branches} branch{'' if scope.branches == 1 else 'es'}"
         rows.append((scope.position, f"parallel, {branches}", "", "ended" if scope.ended else "open", "", "", ""))
     rows.sort(key=lambda r: place_key(r[0]))
-    columns = ("position", "step", "effect", "outcome", "tries", "duration", "idempotency key")
-    print_table(console, columns, rows, numbers=("tries", "duration"))
+    columns = ("position", "step", "effect", "outcome", "tries", "duration", "key")
+    print_table(console, columns, rows, numbers=("tries", "duration"), folds=("step",))
 
 
 def _print_history(console: Console, portrait: Portrait, step: Step) -> None:

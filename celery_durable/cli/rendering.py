@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,10 +12,12 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-__all__ = ["STATE_STYLES", "console_of", "duration", "iso", "moment", "print_table", "write"]
+__all__ = ["STATE_STYLES", "age", "console_of", "duration", "iso", "moment", "print_table", "write"]
 
 #: Wider than any line that we print.
 _ENDLESS = 20_000
+#: A column that folds is not made narrower than this: an id of Celery's.
+_FOLDED = 36
 
 STATE_STYLES = {
     "completed": "green",
@@ -54,22 +57,42 @@ def write(console: Console, renderable: RenderableType) -> None:
 
 
 def print_table(
-    console: Console, columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[str] = ()
+    console: Console,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    numbers: Sequence[str] = (),
+    folds: Sequence[str] = (),
 ) -> None:
-    """Print a table. In a terminal long cells are folded, never cut.
+    """Print a table; nothing in it is cut off.
 
     :param numbers: columns that are aligned to the right.
+    :param folds: columns whose cells may go on in the next line where the terminal is narrow.
     """
     from rich import box
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
-    shape = box.SIMPLE_HEAD if console.is_terminal else None
-    table = Table(box=shape, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold", justify="right" if column in numbers else "left")
+    table = Table(
+        box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold"
+    )
+    needed = 4
+    for number, column in enumerate(columns):
+        width = max(cell_len(text) for text in (column, *(row[number] for row in rows)))
+        least = min(width, _FOLDED) if column in folds else width
+        needed += least + 3
+        table.add_column(
+            column,
+            overflow="fold",
+            min_width=least,
+            no_wrap=column not in folds,
+            justify="right" if column in numbers else "left",
+        )
     for row in rows:
         table.add_row(*(Text(cell, style=STATE_STYLES.get(cell, "")) for cell in row))
+    # Where even that does not fit, the terminal breaks the lines: better than words in pieces.
+    console.width = max(console.width, needed)
     write(console, table)
 
 
@@ -80,6 +103,15 @@ def moment(ms: int, digits: int = 0) -> str:
     """
     fraction = f".{ms % 1000:03}" if digits else ""
     return f"{_utc(ms):%Y-%m-%d %H:%M:%S}{fraction} UTC"
+
+
+def age(ms: int) -> str:
+    """How long ago a time of the journal was, by the clock of this machine."""
+    seconds = max(0, int(time.time() - ms / 1000))
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit} ago"
+    return f"{seconds} s ago"
 
 
 def iso(ms: int | None) -> str | None:
