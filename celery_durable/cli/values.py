@@ -150,8 +150,11 @@ def _of_class(value: Any, cls: type, path: str) -> Any:
         return _call(lambda: make(value), cls, value, path)
     if cls in (tuple, set, frozenset):
         return cls(_expect(isinstance(value, list), value, "an array", value, path))
-    if isinstance(value, cls):
-        return value
+    try:
+        if isinstance(value, cls):
+            return value
+    except TypeError:
+        return value  # nothing can be an instance of it: a protocol, another library's TypedDict
     raise DoesNotFit(f"{path}: there is no way to write a {type_name(cls)} as JSON")
 
 

@@ -78,6 +78,8 @@ def test_a_pipe_gets_whole_lines_and_a_terminal_gets_colours(app: Celery, databa
     assert re.fullmatch(r" (\S+) +order +ambiguous +0 +1 +\d+ s ago", first)
     assert first.split()[0] + second.strip() == LONG_ID
 
+    table = re.sub(r"\x1b\[[0-9;]*m", "", terminal("show", LONG_ID, env=env))
+    assert re.search(r"\r\n 1 +charge +guarded +in doubt +1 +\d+\.\d ms +[0-9a-f]{12}…\r\n", table)
     shown = run_process(APP, "show", LONG_ID, env=env).out
     assert f"  celery -A {APP} durable resolve {LONG_ID} 1 --run " in shown
 
