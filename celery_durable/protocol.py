@@ -259,7 +259,8 @@ def _indefinite(
     assert call.guard is not None
     policy = call.guard.policy
     if not isinstance(policy, OnAmbiguous):
-        verdict = yield from _reconcile(call, attempt, around)
+        reason = f"it raised {type(error).__name__}: {error}"
+        verdict = yield from _reconcile(call, attempt, reason, around)
         if isinstance(verdict, Happened):
             return (yield from _succeed(call, verdict.value, attempt, took, around))
         if verdict is DID_NOT_HAPPEN:
@@ -295,14 +296,11 @@ def _ambiguous(call: StepCall, attempts: int, reason: str, around: Surroundings)
         _audit(call, attempts, reason, "fail", around)
         yield Flush()
         return _doubt(call, attempts, reason, around)
-    verdict = yield from _reconcile(call, attempts, around)
+    verdict = yield from _reconcile(call, attempts, reason, around)
     if isinstance(verdict, Happened):
-        _audit(call, attempts, reason, "reconcile: happened", around)
         return (yield from _succeed(call, verdict.value, attempts, 0, around))
     if verdict is DID_NOT_HAPPEN:
-        _audit(call, attempts, reason, "reconcile: did not happen", around)
         return (yield from _rerun(call, attempts, around))
-    _audit(call, attempts, reason, f"reconcile: {_words(verdict)}", around)
     yield Flush()
     return _doubt(call, attempts, reason, around)
 
@@ -312,21 +310,25 @@ def _rerun(call: StepCall, attempts: int, around: Surroundings) -> Steps:
     return (yield from _try(call, max(attempts, 1), around))
 
 
-def _reconcile(call: StepCall, attempt: int, around: Surroundings) -> Generator[Action, Any, Any]:
-    """The verdict of the reconcile callable; what it raises, and any other answer, is UNKNOWN with a reason."""
+def _reconcile(call: StepCall, attempt: int, reason: str, around: Surroundings) -> Generator[Action, Any, Any]:
+    """The audited verdict of the reconcile callable; what it raises, and any other answer, is UNKNOWN with a reason."""
     assert call.guard is not None
     value, error = yield Ask(call.handle(around.execution_id, attempt), call.guard.policy)  # type: ignore[arg-type]
-    if error is not None:
-        return error
-    if isinstance(value, Happened) or value is DID_NOT_HAPPEN or value is UNKNOWN:
-        return value
-    return TypeError(
-        f"the reconcile callable of {call.where} returned {value!r}; it must return Happened(value), DID_NOT_HAPPEN or "
-        "UNKNOWN"
-    )
+    verdict = value if error is None else error
+    if error is None and not (isinstance(value, Happened) or value is DID_NOT_HAPPEN or value is UNKNOWN):
+        verdict = TypeError(
+            f"the reconcile callable of {call.where} returned {value!r}; it must return Happened(value), "
+            "DID_NOT_HAPPEN or UNKNOWN"
+        )
+    _audit(call, attempt, reason, f"reconcile: {_words(verdict)}", around)
+    return verdict
 
 
 def _words(verdict: Any) -> str:
+    if isinstance(verdict, Happened):
+        return "happened"
+    if verdict is DID_NOT_HAPPEN:
+        return "did not happen"
     return "unknown" if verdict is UNKNOWN else f"unknown, it raised {type(verdict).__name__}: {verdict}"
 
 
