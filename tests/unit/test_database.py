@@ -361,13 +361,20 @@ def test_an_in_memory_journal_is_one_for_all_threads(url: str):
     assert journal.in_memory
     journal.write(create)
 
+    tries = []
+
+    def slowly(connection: sa.Connection) -> None:
+        tries.append(1)
+        time.sleep(0.001)
+        insert(connection)
+
     def work(number: int) -> None:
-        journal.write(insert)
+        journal.write(slowly)
         journal.read(count)
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(work, range(200)))
-    assert journal.read(count) == 200
+    assert journal.read(count) == len(tries) == 200
     # Another one is another one.
     assert Database(url).read(lambda connection: sa.inspect(connection).has_table("t")) is False
 

@@ -74,7 +74,6 @@ def _connected(url: URL, engine: Engine | None) -> Iterator[Connection]:
     with sa.create_engine(url, poolclass=NullPool).connect() as connection:
         _take_lock(connection)
         yield connection
-        connection.commit()
 
 
 @contextlib.contextmanager
