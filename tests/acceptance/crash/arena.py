@@ -12,7 +12,7 @@ from celery.result import AsyncResult
 from celery_durable.codec import Codec
 from celery_durable.faults import DIRECTORY_VARIABLE
 from celery_durable.store import Database, Operations, migrations
-from celery_durable.store.records import FINAL_STATES, PARKED_STATES, EntryKind, Execution
+from celery_durable.store.records import FINAL_STATES, PARKED_STATES, EntryKind, Execution, Journaled
 from tests.support.brokers import MessageBroker
 from tests.support.databases import JournalDatabase
 from tests.support.ledger import Ledger
@@ -101,10 +101,15 @@ class Arena:
         """How often, and in which processes, the effect of a step happened."""
         return self.ledger.entries(step, execution=execution)
 
+    def journal(self, execution: str) -> list[Journaled]:
+        """What the execution has journaled."""
+        row = self.row(execution)
+        return self.operations.entries(row.pk, row.generation)
+
     def decisions(self, execution: str) -> list[str]:
         """What was decided where knowledge was lost, by the audit entries in the journal."""
-        row, codec = self.row(execution), Codec()
-        audits = [e for e in self.operations.entries(row.pk, row.generation) if e.kind == EntryKind.AUDIT]
+        codec = Codec()
+        audits = [entry for entry in self.journal(execution) if entry.kind == EntryKind.AUDIT]
         return [codec.decode(e.codec or 0, e.payload or b"", "an audit")["decision"] for e in audits]
 
     def await_started(self, executions: Sequence[str], timeout: float = 60.0) -> None:
