@@ -25,7 +25,7 @@ from typing import Any, Final
 
 from celery_durable.errors import FingerprintError
 
-from .models import is_model
+from .models import is_model, is_zone
 from .records import is_namedtuple
 from .refusal import MAX_DEPTH, key_segment, path_text, type_name
 
@@ -257,6 +257,8 @@ def _form_of_class(cls: Any) -> _Canonical:
         return _enum
     if is_model(cls):
         return _model
+    if is_zone(cls):
+        return _timezone
     if is_namedtuple(cls):
         return _namedtuple
     # Its own decorator, not an inherited one: fields() of an undecorated subclass would leave things out.

@@ -1,4 +1,4 @@
-"""pydantic models (version 2), where the application uses pydantic.
+"""pydantic models (version 2), and its time zones, where the application uses pydantic.
 
 Rebuilt part by part through the hook that pydantic itself keeps for pickling, so that no validator runs at
 replay: a value that was valid when it was recorded is given back as it was. pydantic is never imported from here;
@@ -7,6 +7,7 @@ where a model exists, the application has imported it.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import Any
 
@@ -15,7 +16,7 @@ from .records import check_fields, missing_field, resolve
 from .refusal import Undecodable, Unencodable, type_name
 from .tree import CLASS_ENCODERS, DECODERS, Encode, Tree, TreeEncoder, decode_tree, node
 
-__all__ = ["is_model"]
+__all__ = ["is_model", "is_zone"]
 
 
 def base_model() -> Any:
@@ -29,6 +30,24 @@ def is_model(cls: Any) -> bool:
     """Whether a class is a pydantic model."""
     base = base_model()
     return base is not None and isinstance(cls, type) and issubclass(cls, base)
+
+
+def is_zone(cls: Any) -> bool:
+    """Whether a class is that of the fixed offsets in the times that pydantic parses."""
+    return cls.__name__ == "TzInfo" and str(cls.__module__).startswith("pydantic_core")
+
+
+def _zone_encoder(cls: type) -> Encode | None:
+    if not is_zone(cls):
+        return None
+    return lambda value, encoder, depth: node("pydantic zone", round(value.utcoffset(None).total_seconds()))
+
+
+def _decode_zone(tagged: list[Any]) -> Any:
+    try:
+        return importlib.import_module("pydantic_core").TzInfo(tagged[1])
+    except ImportError as error:
+        raise Undecodable("it has a time zone of pydantic, which is not installed here") from error
 
 
 def _model_encoder(cls: type) -> Encode | None:
@@ -106,3 +125,5 @@ def _decode_fields(trees: dict[str, Any] | None) -> dict[str, Any] | None:
 # Before the others: a pydantic model is asked for first because a class may be several things at once.
 CLASS_ENCODERS.insert(0, _model_encoder)
 DECODERS["model"] = _decode_model
+CLASS_ENCODERS.append(_zone_encoder)
+DECODERS["pydantic zone"] = _decode_zone

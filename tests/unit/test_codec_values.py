@@ -574,3 +574,20 @@ def test_shared_parts_do_not_explode() -> None:
         Codec(max_payload_bytes=1000).encode(value, "the result")
     with pytest.raises(PayloadTooLarge):
         Codec(max_payload_bytes=1000).encode(["x" * 100] * 100)
+
+
+class Visit(pydantic.BaseModel):
+    at: dt.datetime
+
+
+@pytest.mark.parametrize("offset", ["Z", "+05:30", "-03:00"])
+def test_times_that_pydantic_parsed_keep_their_time_zone(offset: str) -> None:
+    visit = Visit.model_validate_json(f'{{"at": "2026-11-23T10:00:00{offset}"}}')
+    for value in (visit, visit.at):
+        again = Codec().decode(*Codec().encode(value))
+        assert again == value
+        assert type(getattr(again, "at", again).tzinfo) is type(visit.at.tzinfo)
+        assert getattr(again, "at", again).utcoffset() == visit.at.utcoffset()
+    # A zone of the same offset is the same argument, whoever made it.
+    plain = visit.at.replace(tzinfo=dt.timezone(visit.at.utcoffset()))
+    assert fingerprint("s", "e", (visit.at,), {}) == fingerprint("s", "e", (plain,), {})
