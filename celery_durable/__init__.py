@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .context import DurableContext
 from .current import StepHandle, current_step
-from .effects import DID_NOT_HAPPEN, UNKNOWN, Effect, Guard, Happened, Intent, OnAmbiguous, guarded
+from .effects import DID_NOT_HAPPEN, UNKNOWN, Effect, Guard, Happened, Intent, OnAmbiguous, Verdict, guarded
 from .errors import (
     AmbiguityPolicyRequired,
     AmbiguousEffect,
@@ -71,6 +71,7 @@ __all__ = [
     "StepLimitExceeded",
     "StepRecord",
     "UnknownExecution",
+    "Verdict",
     "WrongState",
     "current_step",
     "execution_parked",

@@ -11,21 +11,19 @@ import logging
 import os
 import secrets
 import socket
-import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from .errors import DurableError, LeaseLost
 from .faults import reached
 from .store.ownership import Ownership
 from .store.records import Fence
+from .threads import native_thread
 from .worker.control import Lifeline
 from .writer import ExecutionBuffer, JournalWriter
 
-__all__ = ["Keeper", "native_thread", "owner_prefix"]
+__all__ = ["Keeper", "owner_prefix"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,25 +40,6 @@ def owner_prefix() -> str:
     """What the owner ids of this process begin with; unique among all processes."""
     host = socket.gethostname().split(".")[0].encode("ascii", "ignore").decode()[:32] or "host"
     return f"{host}:{os.getpid()}:{_BOOT}:"
-
-
-class _Original:
-    """The unpatched standard library, where gevent has patched it."""
-
-    def __init__(self) -> None:
-        gevent = sys.modules.get("gevent.monkey")
-        get = gevent.get_original if gevent is not None and gevent.is_module_patched("threading") else None
-        self.start: Any = get("_thread", "start_new_thread") if get else None
-        self.sleep: Callable[[float], None] = get("time", "sleep") if get else time.sleep
-
-
-def native_thread(target: Callable[[Callable[[float], None]], None], name: str) -> None:
-    """Run ``target(sleep)`` in a daemon thread of the operating system, whatever has been patched."""
-    original = _Original()
-    if original.start is not None:
-        original.start(target, (original.sleep,))
-    else:
-        threading.Thread(target=target, args=(original.sleep,), name=name, daemon=True).start()
 
 
 class Keeper:
@@ -87,7 +66,7 @@ class Keeper:
     def hold(self, buffer: ExecutionBuffer) -> None:
         """Renew this lease until :meth:`drop`."""
         self._held[buffer.fence] = buffer
-        if not self._started:
+        if not self._lifeline.held:
             self._lifeline.hold()
         self._start()
 

@@ -168,6 +168,11 @@ class Lifeline:
         self._owner = owner
         self._connection: socket.socket | None = None
 
+    @property
+    def held(self) -> bool:
+        """True once connected; the other side may have gone since."""
+        return self._connection is not None
+
     def hold(self) -> None:
         """Connect, unless connected. Without a service there is nothing to hold on to, and leases lapse in time."""
         if self._connection is not None and self._alive():

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 from typing import TYPE_CHECKING, Any
 
 from billiard.context import Process
 from celery import bootsteps
 from celery.platforms import set_pdeathsig, set_process_title  # type: ignore[attr-defined]
 
-from ..lease import native_thread
 from ..settings import load
+from ..threads import native_thread
 from .control import SocketControl, address_of, listen, set_control
 from .service import Service
 
@@ -39,6 +40,7 @@ class DurableStep(bootsteps.StartStopStep):
         self._process: Process | None = None
         self._service: Service | None = None
         self._control: SocketControl | None = None
+        self._server: socket.socket | None = None
         self._stopped = False
         self._timer_entry: Any = None
         # A wrong setting stops the worker here, before it takes a message.
@@ -51,6 +53,8 @@ class DurableStep(bootsteps.StartStopStep):
         if _forks(worker):
             self._control = SocketControl(address_of(os.getpid()))
             set_control(app, self._control)
+            # Open before the first pool process takes a message, and for as long as services come and go.
+            self._server = listen(address_of(os.getpid()))
             self._spawn(app)
             self._timer_entry = worker.timer.call_repeatedly(_CHECK_INTERVAL, self._look_after, (app,))
         else:
@@ -71,6 +75,9 @@ class DurableStep(bootsteps.StartStopStep):
             if process.is_alive():
                 os.kill(process.pid, signal.SIGKILL)
                 process.join(_STOP_PATIENCE)
+        if self._server is not None:
+            self._server.close()
+            self._server = None
         set_control(worker.app, None)
 
     def terminate(self, worker: Any) -> None:
@@ -78,7 +85,7 @@ class DurableStep(bootsteps.StartStopStep):
         self.stop(worker)
 
     def _spawn(self, app: Celery) -> None:
-        self._process = Process(target=serve, args=(app, os.getpid()), name="durable-recovery")
+        self._process = Process(target=serve, args=(app, os.getpid(), self._server), name="durable-recovery")
         self._process.daemon = True
         self._process.start()
 
@@ -99,15 +106,19 @@ def _forks(worker: Any) -> bool:
     return module.endswith(".prefork") or str(cls).split(":")[0].endswith("prefork")
 
 
-def serve(app: Celery, parent: int) -> None:
-    """The main function of the service process."""
+def serve(app: Celery, parent: int, server: socket.socket) -> None:
+    """The main function of the service process.
+
+    :param parent: the worker's main process.
+    :param server: where the worker's other processes reach it.
+    """
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     # Where the kernel does not end it with the worker, the service notices by itself that it is an orphan.
     set_pdeathsig("SIGKILL")
     app.set_default()
     app.set_current()
-    service = Service(app, listen(address_of(parent)), orphaned=lambda: os.getppid() != parent)
+    service = Service(app, server, orphaned=lambda: os.getppid() != parent)
     signal.signal(signal.SIGTERM, lambda *_: service.stop())
     set_process_title("celeryd: durable recovery")
     logger.debug("recovery runs in process %d", os.getpid())
