@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -270,6 +272,17 @@ def test_checkpoints_are_unfolded(app: Celery, database: JournalDatabase):
     shown = run(app, "show", "many-1", "--reveal", "--json").json
     assert [s["value"] for s in shown["steps"]] == [str(n) for n in range(20)]
     assert [s["position"] for s in shown["steps"]] == [str(n) for n in range(20)]
+
+
+@pytest.mark.databases("sqlite")
+def test_every_field_is_explained_in_the_manual(app: Celery):
+    call(app, "several", "several-1")
+    manual = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    cells = [line.split("|")[1] for line in manual.splitlines() if line.startswith("| ")]
+    explained = set(re.findall(r"`([^`]+)`", " ".join(cells)))
+    shown = run(app, "show", "several-1", "--json", "--reveal").json
+    fields = {*run(app, "list", "--json").rows[0], *shown, *(name for step in shown["steps"] for name in step)}
+    assert fields - explained == set()
 
 
 @pytest.mark.databases("sqlite")
