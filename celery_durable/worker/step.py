@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 #: How often the service process is looked after, in seconds.
 _CHECK_INTERVAL = 1.0
+#: How often the pool looks for processes that died, in seconds.
+_POOL_INTERVAL = 0.25
 #: How long it may take to end in order, in seconds.
 _STOP_PATIENCE = 3
 
@@ -42,7 +44,7 @@ class DurableStep(bootsteps.StartStopStep):
         self._control: SocketControl | None = None
         self._server: socket.socket | None = None
         self._stopped = False
-        self._timer_entry: Any = None
+        self._timers: list[Any] = []
         # A wrong setting stops the worker here, before it takes a message.
         load(worker.app)
 
@@ -56,7 +58,11 @@ class DurableStep(bootsteps.StartStopStep):
             # Open before the first pool process takes a message, and for as long as services come and go.
             self._server = listen(address_of(os.getpid()))
             self._spawn(app)
-            self._timer_entry = worker.timer.call_repeatedly(_CHECK_INTERVAL, self._look_after, (app,))
+            repeat = worker.timer.call_repeatedly
+            self._timers = [
+                repeat(_CHECK_INTERVAL, self._look_after, (app,)),
+                repeat(_POOL_INTERVAL, self._maintain_pool, (worker,)),
+            ]
         else:
             self._service = Service(app)
             native_thread(self._service.run, "durable-recovery")
@@ -64,8 +70,8 @@ class DurableStep(bootsteps.StartStopStep):
     def stop(self, worker: Any) -> None:
         """End the service in order."""
         self._stopped = True
-        if self._timer_entry is not None:
-            self._timer_entry.cancel()
+        for timer in self._timers:
+            timer.cancel()
         if self._service is not None:
             self._service.stop()
         process, self._process = self._process, None
@@ -97,6 +103,16 @@ class DurableStep(bootsteps.StartStopStep):
             self._spawn(app)
         if self._control is not None:
             self._control.repeat()
+
+    def _maintain_pool(self, worker: Any) -> None:
+        """Replace processes that died.
+
+        Celery does so when a process closes its files, which is a moment before it can be waited for. A pool that looks
+        in between has missed the event, and looks again only after 5 seconds.
+        """
+        maintain = getattr(worker.pool, "maintain_pool", None)
+        if maintain is not None and not self._stopped:
+            maintain()
 
 
 def _forks(worker: Any) -> bool:
