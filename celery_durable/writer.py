@@ -17,6 +17,7 @@ from .errors import DurableError, JournalUnavailable, LeaseLost
 from .faults import reached
 from .store.journal import Journal
 from .store.records import Batch, Entry, Fence
+from .threads import without_signals
 
 __all__ = ["ExecutionBuffer", "JournalWriter"]
 
@@ -232,7 +233,8 @@ class JournalWriter:
             if self._timer is not None:
                 return
             self._timer = threading.Thread(target=self._tick, name="durable-flush", daemon=True)
-        self._timer.start()
+        with without_signals():
+            self._timer.start()
 
     def _tick(self) -> None:
         while True:
