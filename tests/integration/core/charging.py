@@ -38,8 +38,8 @@ AFTER = ["2 RESULT after"]
 
 DOUBT = (
     "guarded step 'charge' (position 1) of execution one is in doubt: {}. Nobody knows whether its effect happened, "
-    "and its policy does not allow to guess. Look at the remote side (idempotency key KEY), then: celery durable resolve "
-    "one 1 --value JSON | --run | --fail"
+    "and its policy does not allow to guess. Look at the remote side (idempotency key KEY), then: celery durable "
+    "resolve one 1 --value JSON | --run | --fail"
 )
 OPEN = DOUBT.format("an intent without a result")
 RAISED = (
