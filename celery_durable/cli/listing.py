@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, Final
 
 import click
@@ -35,13 +36,12 @@ def list_(ctx: click.Context, states: Sequence[str], task: str | None, limit: in
     --json: one object per line.
     """
     desk = open_desk(ctx)
-    found = _find(desk, [State(s) for s in states], task, limit + 1)
+    found = _find(desk, [State(s) for s in states], task, min(limit + 1, _PAGE))
     if as_json:
-        for number, row in enumerate(found):
-            if number < limit:
-                write_json(summary(row))
+        for row in islice(found, limit):
+            write_json(summary(row))
         return
-    rows = list(found)
+    rows = list(islice(found, limit + 1))
     if not rows:
         which = " that match" if states or task else ""
         say(f"No executions{which} in namespace {desk.namespace!r}.")
@@ -61,15 +61,14 @@ def list_(ctx: click.Context, states: Sequence[str], task: str | None, limit: in
         say(f"There are more than these {limit}: --limit {limit * 10}")
 
 
-def _find(desk: Desk, states: Sequence[State], task: str | None, limit: int) -> Iterator[Execution]:
+def _find(desk: Desk, states: Sequence[State], task: str | None, page_size: int) -> Iterator[Execution]:
     """Page by page, so that many executions need no memory."""
     last: int | None = None
-    while limit > 0:
-        page = desk.operations.find(states=states, task=task, limit=min(limit, _PAGE), before_pk=last)
+    while True:
+        page = desk.operations.find(states=states, task=task, limit=page_size, before_pk=last)
         yield from page
-        if len(page) < _PAGE:
+        if len(page) < page_size:
             return
-        limit -= len(page)
         last = page[-1].pk
 
 

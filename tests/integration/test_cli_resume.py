@@ -83,7 +83,9 @@ def test_a_conflict_ends_as_the_operator_says(
     run(app, "resolve", conflict, "1", *decision)
     ended = call(app, "changing", conflict, 1)
     assert ended.result == result if result else str(ended.result) == "[CD302] ask the customer"
-    assert state(app, conflict) == ("completed" if result else "failed")
+    shown = run(app, "show", conflict, "--json").json
+    # It was parked; it is not any more, and the reason is gone.
+    assert (shown["state"], shown["reason"]) == ("completed" if result else "failed", None)
     assert ledger.count("pay") == payments
 
 

@@ -13,6 +13,8 @@ from celery import Celery
 
 from celery_durable.codec import Codec
 from celery_durable.runtime import Runtime
+from celery_durable.store.records import EntryKind
+from celery_durable.worker.handlers import operations
 from tests.support.commands import run
 from tests.support.databases import JournalDatabase
 from tests.support.ledger import Ledger
@@ -189,6 +191,9 @@ def test_nothing_is_revealed_without_being_asked_for(app: Celery):
         return {secret for secret in secrets if any(secret in text for text in texts)}
 
     assert seen() == set()
+    # They do not even leave the database.
+    rows = operations(app).entries(operations(app).get("several-1").pk, 1, values=False)
+    assert {row.kind for row in rows if row.payload is not None} == {EntryKind.SCOPE_END}
     assert seen("--reveal") == set(secrets)
 
 
