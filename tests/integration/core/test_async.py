@@ -71,7 +71,7 @@ def test_an_async_task_is_declared_like_any_other(lab: Lab) -> None:
             raise ValueError
         return await double(number)
 
-    assert lab.apply(lab.task("async", body, autoretry_for=(ValueError,), retry_backoff=False), 4) == 8
+    assert lab.apply(lab.task("asynchronous", body, autoretry_for=(ValueError,), retry_backoff=False), 4) == 8
 
 
 def test_gathered_steps_stand_in_the_order_of_their_calls(lab: Lab) -> None:
@@ -126,11 +126,10 @@ def test_branches_of_an_async_scope_are_coroutines(lab: Lab) -> None:
     assert lab.run(body) == ["page", "page", "page", 6, "page"]
     assert lab.ledger.count("fetch") == 5
     assert lab.entries()[2:] == [
-        *[
-            f"0.{branch}/{position} RESULT {name}"
-            for branch in (0, 1)
-            for position, name in enumerate(("first", "second"))
-        ],
+        "0.0/0 RESULT first",
+        "0.0/1 RESULT second",
+        "0.1/0 RESULT first",
+        "0.1/1 RESULT second",
         "0.2/0 RESULT double",
         "0.3/0 RESULT inline",
     ]

@@ -354,10 +354,11 @@ def test_a_thread_that_outlives_the_body_is_told(lab: Lab) -> None:
     lab.run(body)
     ended.set()
     threads[0].join(60)
-    assert errors == [
+    [error] = errors
+    assert error == (
         "[CD203] the durable context of execution one was used after its body had ended. Do all steps before the task "
         "returns; wait for the threads and coroutines that it starts."
-    ]
+    )
 
 
 def test_many_threads_make_many_steps_and_lose_none(lab: Lab) -> None:
