@@ -150,17 +150,20 @@ def _return_annotation(op: Callable[..., Any]) -> Any:
         return None if text == "None" else text
 
 
-def return_types(name: str) -> list[Any]:
+def return_types(name: str, module: str | None = None) -> list[Any]:
     """What the ``@step`` functions of this name say they return; those that say nothing are left out.
 
     An annotation that cannot be resolved is given as text.
+
+    :param module: where there are several of the name, those of this module are meant.
     """
+    named = [one for one in list(_all_steps) if one.descriptor.name == name]
+    near = [one for one in named if one.operation.__module__ == module]
     found: list[Any] = []
-    for one in list(_all_steps):
-        if one.descriptor.name == name:
-            returns = _return_annotation(one.operation)
-            if returns is not inspect.Signature.empty and returns not in found:
-                found.append(returns)
+    for one in near or named:
+        returns = _return_annotation(one.operation)
+        if returns is not inspect.Signature.empty and returns not in found:
+            found.append(returns)
     return found
 
 

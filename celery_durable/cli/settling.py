@@ -71,7 +71,7 @@ def resolve(
     doubt = _the_doubt(desk, row, place, ctx)
     kind, decision, payload = EntryKind.RUN_AGAIN, "run it", None
     if value is not None:
-        payload, shown = _value(desk, doubt, value, as_type)
+        payload, shown = _value(desk, row, doubt, value, as_type)
         kind, decision = EntryKind.RESULT, f"done, with {shown}"
     elif fail is not None:
         kind, decision, payload = EntryKind.ERROR, "failed", _error(desk, row, doubt, fail)
@@ -136,7 +136,7 @@ def _who() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def _value(desk: Desk, doubt: Doubt, text: str, as_type: str | None) -> tuple[StoredPayload, str]:
+def _value(desk: Desk, row: Execution, doubt: Doubt, text: str, as_type: str | None) -> tuple[StoredPayload, str]:
     """The value that the body is to get, encoded, and what to call it."""
     try:
         value = json.loads(text)
@@ -144,7 +144,7 @@ def _value(desk: Desk, doubt: Doubt, text: str, as_type: str | None) -> tuple[St
         raise click.UsageError(
             f"--value is not JSON: {error}. Text needs its quotes: --value '\"text\"'; no value is: --value null"
         ) from None
-    annotation = _annotation(desk, doubt, as_type)
+    annotation = _annotation(desk, row, doubt, as_type)
     name = "plain JSON" if annotation is Any else type_name(annotation)
     try:
         value = typed(value, annotation)
@@ -157,7 +157,7 @@ def _value(desk: Desk, doubt: Doubt, text: str, as_type: str | None) -> tuple[St
     return StoredPayload(*payload), f"a value ({name})" if value is not None else "no value"
 
 
-def _annotation(desk: Desk, doubt: Doubt, as_type: str | None) -> Any:
+def _annotation(desk: Desk, row: Execution, doubt: Doubt, as_type: str | None) -> Any:
     if as_type == "json":
         return Any
     if as_type is not None:
@@ -167,7 +167,8 @@ def _annotation(desk: Desk, doubt: Doubt, as_type: str | None) -> Any:
     # The modules of tasks that a worker would import; a step may be in any of them.
     with contextlib.suppress(Exception):
         desk.app.loader.import_default_modules()
-    known = return_types(doubt.name)
+    task = desk.app.tasks.get(row.task)
+    known = return_types(doubt.name, getattr(task, "__module__", None))
     if len(known) == 1 and not isinstance(known[0], str):
         return known[0]
     if doubt.name:
