@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -150,7 +151,19 @@ def open_desk(ctx: click.Context, *, must_exist: bool = True) -> Desk:
 def command_line(ctx: click.Context) -> str:
     """How this person calls us, for commands that we suggest."""
     app = ctx.find_root().params.get("app")
-    return f"celery -A {app} durable" if isinstance(app, str) else "celery durable"
+    if app is not None and not isinstance(app, str):
+        # Before 5.7 Celery's option has turned the text into the application.
+        app = _app_option(sys.argv)
+    return f"celery -A {app} durable" if app else "celery durable"
+
+
+def _app_option(words: Sequence[str]) -> str | None:
+    for word, following in zip(words, (*words[1:], None), strict=True):
+        if word in ("-A", "--app"):
+            return following
+        if word.startswith(("-A", "--app=")):
+            return word.removeprefix("-A").removeprefix("--app=")
+    return None
 
 
 def write_json(value: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from celery import _state
 from celery.app.task import Context
 from kombu.serialization import prepare_accept_content
 
@@ -66,13 +67,18 @@ def _tell_celery(desk: Desk, row: Execution, reason: str) -> str | None:
 
     :returns: what went wrong.
     """
+    before = _state._tls.current_app  # type: ignore[attr-defined]
     try:
+        # Older backends look up the results of a chord in whatever application is current.
+        desk.app.set_current()
         request = _request(desk, row)
         store = not (request is not None and request.ignore_result)
         desk.app.backend.mark_as_revoked(row.id, reason, request, store_result=store)
     # Any backend, any client library; the execution is cancelled all the same.
     except Exception as error:
         return f"{type(error).__name__}: {error}"
+    finally:
+        _state._set_current_app(before)  # type: ignore[attr-defined]
     return None
 
 

@@ -39,14 +39,15 @@ def test_the_tables_are_made_and_removed(app: Celery, database: JournalDatabase)
     app.tasks["nothing"].apply(task_id="n1")
     app.tasks["order"].apply((1,), task_id="o1")
     question = (
-        f"{where} holds 2 executions, 1 of them unfinished. Going back to revision base may delete data. Go on? [y/N]: "
+        f"{where} holds 2 executions, 1 of them unfinished. Going back to revision base may delete data. Go on? [y/N]:"
     )
     refused = run(app, "downgrade", "base", typed="n\n", fails=1)
     assert refused.err.startswith(question)
     assert len(run(app, "list", "--json").rows) == 2
 
     gone = run(app, "downgrade", "base", typed="y\n")
-    assert gone.out == f"The journal's tables in {where}: {head()} → no tables.\n"
+    # (Before click 8.2 the tester's answer is shown here too.)
+    assert gone.out.splitlines()[-1] == f"The journal's tables in {where}: {head()} → no tables."
     assert tables(database) <= {"durable_version"}
     assert run(app, "downgrade", "base", "--yes", "--json").json == {"database": where, "from": None, "to": None}
     run(app, "upgrade")
