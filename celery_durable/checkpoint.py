@@ -13,6 +13,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
 from .codec import Codec
+from .codec.refusal import corrupted
 from .replay import SEGMENT
 from .store.records import Batch, EffectCode, Entry, EntryKind, Journaled, StoredPayload
 
@@ -28,27 +29,46 @@ _WHERE: Final = "a checkpoint"
 
 
 def expand(row: Journaled, codec: Codec) -> Sequence[Journaled]:
-    """The rows that a checkpoint stands for."""
-    assert row.codec is not None
-    assert row.payload is not None
-    return [
-        row._replace(
-            position=position,
-            entry=entry,
-            kind=int(EntryKind.RESULT),
-            effect=effect,
-            name=name,
-            fingerprint=base64.b64decode(fingerprint),
-            attempt=attempt,
-            at=at,
-            duration_us=duration,
-            codec=tag,
-            payload=None if payload is None else base64.b64decode(payload),
-        )
-        for position, entry, effect, name, fingerprint, attempt, at, duration, tag, payload in codec.decode(
-            row.codec, row.payload, _WHERE
-        )
-    ]
+    """The rows that a checkpoint stands for.
+
+    :raises JournalCorrupted: when it is damaged.
+    """
+    where = f"the checkpoint at position {row.position} of generation {row.generation}"
+    if row.codec is None or row.payload is None:
+        raise corrupted(where, "it has no payload")
+    packed = codec.decode(row.codec, row.payload, where)
+    try:
+        return [_unpack(row, *step) for step in packed]
+    except (TypeError, ValueError) as error:
+        raise corrupted(where, f"{type(error).__name__}: {error}") from error
+
+
+def _unpack(
+    row: Journaled,
+    position: int,
+    entry: int,
+    effect: int,
+    name: str,
+    fingerprint: str,
+    attempt: int,
+    at: int,
+    duration: int | None,
+    tag: int | None,
+    payload: str | None,
+) -> Journaled:
+    return row._replace(
+        position=position,
+        entry=entry,
+        kind=int(EntryKind.RESULT),
+        effect=effect,
+        name=name,
+        fingerprint=base64.b64decode(fingerprint),
+        attempt=attempt,
+        at=at,
+        duration_us=duration,
+        codec=tag,
+        payload=None if payload is None else base64.b64decode(payload),
+    )
 
 
 def _pack(row: Journaled) -> list[Any]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from .effects import Effect
 from .errors import ReplayDivergence
 from .identity import short
-from .store.records import EFFECT_OF_CODE, EffectCode, Journaled
+from .replay import effect_of
+from .store.records import Journaled
 
 __all__ = ["check_scope", "check_step", "leftover", "source_line", "unexpected"]
 
@@ -49,8 +50,7 @@ def describe(name: str, effect: Effect | None, fingerprint: bytes | None) -> str
 def recorded(rows: Sequence[Journaled]) -> str:
     """The journal's side of the comparison."""
     first = rows[0]
-    effect = None if first.effect is None else EFFECT_OF_CODE[EffectCode(first.effect)]
-    return describe(first.name, effect, first.fingerprint)
+    return describe(first.name, effect_of(first), first.fingerprint)
 
 
 def _divergence(
@@ -78,7 +78,7 @@ def check_step(
         code, what = KIND, "the kind of operation changed"
     elif first.name != name:
         code, what = NAME, "another step was recorded"
-    elif EFFECT_OF_CODE[EffectCode(first.effect)] is not effect:
+    elif effect_of(first) is not effect:
         code, what = EFFECT, "the step's effect changed"
     else:
         code, what = ARGUMENTS, "the step's arguments changed"

@@ -16,7 +16,7 @@ from .effects import Effect
 from .errors import JournalCorrupted
 from .store.records import EFFECT_OF_CODE, EffectCode, EntryKind, Journaled, StoredPayload
 
-__all__ = ["SEGMENT", "Past", "Recorded", "ReplayCursor", "fold", "is_scope", "only_audits"]
+__all__ = ["SEGMENT", "Past", "Recorded", "ReplayCursor", "effect_of", "fold", "is_scope", "only_audits"]
 
 #: Entries per read.
 SEGMENT: Final = 100
@@ -73,6 +73,9 @@ _MEANING: Final = {
     EntryKind.SCOPE_END: Past.SCOPE,
 }
 
+#: Nothing else says what became of these steps; a value of None has a payload too.
+_TELLING: Final = (Past.DONE, Past.ERROR, Past.SKIPPED)
+
 
 def is_scope(rows: Sequence[Journaled]) -> bool:
     """True when a position holds a parallel scope and no step."""
@@ -87,28 +90,30 @@ def only_audits(rows: Sequence[Journaled]) -> bool:
     return all(row.kind == EntryKind.AUDIT for row in rows)
 
 
-def fold(rows: Sequence[Journaled]) -> Recorded:
+def fold(rows: Sequence[Journaled], *, payloads: bool = True) -> Recorded:
     """What the entries of one position say together.
 
+    :param payloads: False when they were left out of the read.
     :raises JournalCorrupted: when they contradict each other.
     """
     first, last = rows[0], rows[-1]
-    where = f"position {_place(first)} of generation {first.generation}"
     try:
         past = _MEANING[EntryKind(last.kind)]
-        effect = None if first.effect is None else EFFECT_OF_CODE[EffectCode(first.effect)]
     except (ValueError, KeyError):
-        raise JournalCorrupted(
-            f"{where} has an entry of kind {last.kind} and effect {first.effect}, which this version does not know. "
-            "The journal was written by a newer version, or its row was changed from outside."
-        ) from None
+        raise _unknown(last) from None
+    effect = effect_of(first)
     for row in rows:
         if row.name != first.name or row.fingerprint != first.fingerprint or row.effect != first.effect:
             raise JournalCorrupted(
-                f"the entries of {where} name different steps ({first.name!r} and {row.name!r}). A row was changed "
-                "from outside; nothing was run."
+                f"the entries of {_where(first)} name different steps ({first.name!r} and {row.name!r}). A row was "
+                "changed from outside; nothing was run."
             )
     payload = None if last.codec is None or last.payload is None else StoredPayload(last.codec, last.payload)
+    if payloads and payload is None and past in _TELLING:
+        raise JournalCorrupted(
+            f"{_where(first)} has the end of step {first.name!r} without its payload. The row was changed from "
+            "outside; restore it from a backup. Nothing was run."
+        )
     return Recorded(
         past=past,
         name=first.name,
@@ -122,8 +127,27 @@ def fold(rows: Sequence[Journaled]) -> Recorded:
     )
 
 
-def _place(row: Journaled) -> str:
-    return f"{row.scope}/{row.position}" if row.scope else str(row.position)
+def effect_of(row: Journaled) -> Effect | None:
+    """The effect of an entry's step; None for what is no step's.
+
+    :raises JournalCorrupted: for one that this version does not know.
+    """
+    try:
+        return None if row.effect is None else EFFECT_OF_CODE[EffectCode(row.effect)]
+    except ValueError:
+        raise _unknown(row) from None
+
+
+def _unknown(row: Journaled) -> JournalCorrupted:
+    return JournalCorrupted(
+        f"{_where(row)} has an entry of kind {row.kind} and effect {row.effect}, which this version does not know. "
+        "The journal was written by a newer version, or its row was changed from outside."
+    )
+
+
+def _where(row: Journaled) -> str:
+    place = f"{row.scope}/{row.position}" if row.scope else str(row.position)
+    return f"position {place} of generation {row.generation}"
 
 
 class ReplayCursor:
@@ -198,13 +222,15 @@ class ReplayCursor:
             if not full or rows[0].position != cut:
                 break
             limit *= 2  # one position alone fills the segment
+        whole = [row for row in rows if row.position != cut]
+        if any(row.kind == EntryKind.CHECKPOINT for row in whole):
+            # All of them before the first one is kept: a damaged checkpoint must not leave half a segment behind.
+            expanded = [self._expand(row) if row.kind == EntryKind.CHECKPOINT else (row,) for row in whole]
+            whole = [one for rows_ in expanded for one in rows_]
         end = self._read_to
-        for row in rows:
-            if row.position == cut:
-                break
-            for one in self._expand(row) if row.kind == EntryKind.CHECKPOINT else (row,):
-                self._groups.setdefault(one.position, []).append(one)
-                end = max(end, one.position + 1)
+        for row in whole:
+            self._groups.setdefault(row.position, []).append(row)
+            end = max(end, row.position + 1)
         self._read_to = end
         if not full:
             self._exhausted = True

@@ -179,7 +179,7 @@ def _step(rows: list[Journaled], codec: Codec, state: State | None) -> Step:
         events=events,
     )
     try:
-        recorded = fold(rows)
+        recorded = fold(rows, payloads=False)
     except DurableError as error:
         step.doubt = str(error)
         return step

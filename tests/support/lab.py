@@ -165,7 +165,7 @@ class Lab:
         """Change the tables by hand."""
         return self.runtime.database.write(lambda connection: connection.execute(statement).rowcount)
 
-    def change_row(self, name: str, **values: Any) -> None:
+    def change_row(self, name: str, /, **values: Any) -> None:
         """Change what the journal has under a step's name."""
         assert self.sql(sa.update(journal).where(journal.c.name == name).values(**values))
 

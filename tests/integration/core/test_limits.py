@@ -1,0 +1,338 @@
+"""What an execution may use up, and what cannot be stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from celery_durable import (
+    DurableContext,
+    FingerprintError,
+    OnAmbiguous,
+    PayloadError,
+    PayloadTooLarge,
+    ResultLost,
+    Retry,
+    StepDescriptor,
+    StepLimitExceeded,
+    current_step,
+)
+from celery_durable.store.records import EntryKind, State
+from celery_durable.store.tables import payloads
+from tests.support.lab import Crash, Lab, everywhere
+
+from .charging import charging
+
+RERUN = charging(OnAmbiguous.RERUN)
+
+
+def counting(op: Any, steps: int, guarded: tuple[int, ...] = (), crash: bool = False) -> Callable[..., list[Any]]:
+    """A body of many steps, guarded ones among them."""
+
+    def body(ctx: DurableContext) -> list[Any]:
+        found = [ctx.step(RERUN if n in guarded else "count", op, n) for n in range(steps)]
+        if crash:
+            raise Crash
+        return found
+
+    return body
+
+
+# -- steps ------------------------------------------------------------------------------------------------------
+
+
+def test_a_body_may_ask_for_so_many_steps_and_no_more(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(durable_max_steps=5)
+    op = lab.operation("op")
+    lab.run(counting(op, 5), id="five")
+    with pytest.raises(StepLimitExceeded) as limit:
+        lab.run(counting(op, 6), id="six")
+    assert str(limit.value) == (
+        "[CD204] execution six asks for more than 5 steps (durable_max_steps), the last one is 'count'. Split the work "
+        "into several tasks, put more work into one step, or raise the setting."
+    )
+    assert lab.ledger.count("op") == 10
+
+
+def test_replayed_steps_count_too_and_scopes(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(durable_max_steps=4)
+    op = lab.operation("op")
+
+    def body(ctx: DurableContext) -> None:
+        with ctx.parallel() as branches:
+            for n in range(2):
+                branches.step("in a branch", op, n)
+        ctx.step("a", op)
+        ctx.step("b", op)
+
+    lab.crash(counting(op, 4, crash=True), id="one")
+    with pytest.raises(StepLimitExceeded):
+        lab.run(counting(op, 5), id="one")
+    with pytest.raises(StepLimitExceeded):
+        lab.run(body, id="two")
+
+
+@pytest.mark.parametrize("kind", [Exception, BaseException])
+def test_a_body_that_swallows_the_limit_gets_no_further(make_lab: Callable[..., Lab], kind: Any) -> None:
+    lab = make_lab(durable_max_steps=5)
+    op = lab.operation("op")
+
+    def body(ctx: DurableContext) -> str:
+        for n in range(50):
+            try:
+                ctx.step("count", op, n)
+            except kind:
+                pass
+        return "done"
+
+    assert lab.run(body) == "done"
+    assert lab.ledger.count("op") == 5
+
+
+# -- checkpoints ------------------------------------------------------------------------------------------------
+
+STEPS = 240
+GUARDED = (20, 120, 121, 230)
+
+
+@everywhere
+def test_past_nine_tenths_of_the_cap_finished_steps_are_folded(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(durable_max_steps=250)
+
+    def op(number: int) -> list[Any]:
+        lab.ledger.fire("op")
+        return [number, ("a", "tuple"), current_step().step_id]
+
+    lab.crash(counting(op, 200, GUARDED, crash=True))
+    unfolded = lab.rows()
+    lab.crash(counting(op, STEPS, GUARDED, crash=True))
+    rows = lab.rows()
+    kinds = [EntryKind(row.kind) for row in rows]
+    # Steps 0 to 225 are folded, the guarded ones among them stay, what came after the fold is there too.
+    assert kinds.count(EntryKind.CHECKPOINT) >= 3
+    assert len(rows) < 60 < len(unfolded)
+    assert kinds.count(EntryKind.INTENT) == len(GUARDED)
+    guarded = [row for row in unfolded if row.key is not None]
+    assert [row for row in rows if row.key is not None][: len(guarded)] == guarded
+
+    values = lab.run(counting(op, STEPS, GUARDED))
+    assert values == [[n, ("a", "tuple"), str(n)] for n in range(STEPS)]
+    assert lab.ledger.count("op") == STEPS
+    assert lab.execution().generation == 1
+    assert lab.execution().steps == STEPS
+
+
+def test_what_was_folded_is_compared_as_before(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(durable_max_steps=100, durable_on_divergence="park")
+    op = lab.operation("op")
+    lab.crash(counting(op, 95, crash=True))
+    assert "0 CHECKPOINT checkpoint" in lab.entries()
+
+    def changed(ctx: DurableContext) -> None:
+        counting(op, 40)(ctx)
+        ctx.step("another", op)
+
+    assert lab.parks(changed).startswith(
+        "[CD101] execution one diverged from its journal at position 40: another step was recorded."
+    )
+
+
+def test_steps_that_were_tried_twice_handled_errors_and_scopes_survive_the_fold(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(durable_max_steps=50)
+    tried = StepDescriptor.idempotent("tried", retry=Retry(2, backoff=0))
+    op = lab.operation("op")
+    flaky = lab.operation("flaky", "done", OSError("1"))
+    broken = lab.operation("broken", None, ValueError("x"))
+
+    def body(ctx: DurableContext) -> Any:
+        ctx.step("first", op)
+        found = [ctx.step_recorded(tried, flaky)[3:]]
+        try:
+            ctx.step("broken", broken)
+        except ValueError as error:
+            found.append(error.args)
+        with ctx.parallel() as branches:
+            branches.step("in a branch", op)
+        counting(op, 44)(ctx)
+        if not lab.ledger.count("crashed"):
+            lab.ledger.fire("crashed")
+            raise Crash
+        return found
+
+    lab.crash(body)
+    rows = lab.entries()
+    assert rows[:4] == ["0 CHECKPOINT checkpoint", "2 ERROR broken", "3 SCOPE parallel", "3 SCOPE_END parallel"]
+    assert lab.run(body) == [("done", True, False, 2), ("x",)]
+    assert lab.ledger.count("op") == 46
+
+
+# -- sizes ------------------------------------------------------------------------------------------------------
+
+
+def test_a_result_that_is_too_large_is_an_error_that_names_it(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(durable_max_payload_bytes=1000)
+    with pytest.raises(PayloadTooLarge) as large:
+        lab.run(lambda ctx: ctx.step("big", lambda: "x" * 1001))
+    assert str(large.value) == (
+        "[CD402] the result of step 'big' (position 0) takes 1003 bytes encoded; the limit is 1000 bytes (setting "
+        "durable_max_payload_bytes). Store the data elsewhere and pass a reference to it, or raise the setting."
+    )
+    assert lab.entries() == []
+
+
+def test_a_return_value_that_is_too_large_is_an_error_that_names_the_task(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(durable_max_payload_bytes=1000)
+    op = lab.operation("op")
+
+    def body(ctx: DurableContext) -> str:
+        ctx.step("a", op)
+        return "x" * 2000
+
+    with pytest.raises(PayloadTooLarge, match="the return value of task 'job' takes more than 1000 bytes"):
+        lab.run(body)
+    assert lab.state() is State.FAILED
+
+
+@everywhere
+def test_a_row_that_grew_is_refused_before_it_is_decoded(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(durable_max_payload_bytes=1000)
+    op = lab.operation("op", "value")
+    body = counting(op, 3, crash=True)
+    lab.crash(body)
+    bomb = b"[" * 5000  # Not even JSON: whoever decodes it says something else.
+    lab.change_row("count", payload=bomb)
+    with pytest.raises(PayloadTooLarge) as large:
+        lab.run(counting(op, 3))
+    assert str(large.value) == (
+        "[CD402] the journaled result of step 'count' (position 0) takes 5000 bytes encoded; the limit is 1000 bytes "
+        "(setting durable_max_payload_bytes). Store the data elsewhere and pass a reference to it, or raise the "
+        "setting."
+    )
+    assert lab.ledger.count("op") == 3
+
+
+def test_an_outcome_that_grew_is_refused_too(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(durable_max_payload_bytes=1000)
+    lab.run(lambda ctx: "done")
+    lab.sql(sa.update(payloads).values(data=b"[" * 5000))
+    with pytest.raises(PayloadTooLarge, match=r"the stored outcome of job\[one\] takes 5000 bytes"):
+        lab.run(lambda ctx: pytest.fail("the body ran"))
+
+
+# -- values that cannot be stored -------------------------------------------------------------------------------
+
+
+class Socket:
+    """Nothing that could be stored."""
+
+    def __repr__(self) -> str:
+        return "<socket>"
+
+
+def test_an_argument_without_a_canonical_form_is_named_with_its_path(lab: Lab) -> None:
+    op = lab.operation("op")
+    with pytest.raises(FingerprintError) as refused:
+        lab.run(lambda ctx: ctx.step("send", op, 1, {"via": [Socket()]}))
+    said = str(refused.value)
+    assert said.startswith("[CD201] argument 2 of step 'send'")
+    assert "$.via[0]" in said
+    assert "tests.integration.core.test_limits.Socket" in said
+    assert "fingerprint=" in said
+    assert lab.ledger.count("op") == 0
+
+
+def test_fingerprint_takes_the_place_of_such_arguments(lab: Lab) -> None:
+    send = StepDescriptor.idempotent("send", fingerprint=lambda socket, text: text)
+    assert lab.run(lambda ctx: ctx.step(send, lambda socket, text: text, Socket(), "hello")) == "hello"
+
+
+def test_a_fingerprint_without_a_canonical_form_is_refused_too(lab: Lab) -> None:
+    send = StepDescriptor.idempotent("send", fingerprint=lambda socket: socket)
+    with pytest.raises(FingerprintError, match=r"the value that fingerprint= of step 'send' returned"):
+        lab.run(lambda ctx: ctx.step(send, lab.operation("op"), Socket()))
+    assert lab.ledger.count("op") == 0
+
+
+UNENCODABLE = (
+    "the result of step '{}' (position 0) cannot be stored in the journal: $.sockets[1] is a "
+    "'tests.integration.core.test_limits.Socket', which cannot be rebuilt from data."
+)
+
+
+def test_a_result_that_cannot_be_stored_is_named_with_its_path(lab: Lab) -> None:
+    op = lab.operation("open", {"sockets": [1, Socket()]})
+    with pytest.raises(PayloadError) as refused:
+        lab.run(lambda ctx: ctx.step("open", op))
+    assert str(refused.value).startswith(f"[CD401] {UNENCODABLE.format('open')}")
+    assert lab.state() is State.FAILED
+
+
+def test_an_idempotent_step_without_a_result_is_run_again(lab: Lab) -> None:
+    op = lab.operation("open", Socket())
+
+    def body(ctx: DurableContext) -> str:
+        try:
+            ctx.step("open", op)
+        except PayloadError:
+            ctx.step("after", lambda: None)
+        if lab.ledger.count("open") == 1:
+            raise Crash
+        return "done"
+
+    lab.crash(body)
+    assert lab.run(body) == "done"
+    assert lab.ledger.count("open") == 2
+
+
+@everywhere
+@pytest.mark.parametrize("policy", [OnAmbiguous.RERUN, OnAmbiguous.FAIL])
+def test_a_guarded_operation_whose_result_is_lost_is_never_run_again(lab: Lab, policy: OnAmbiguous) -> None:
+    op = lab.operation("charge", {"sockets": [1, Socket()]})
+    messages: list[str] = []
+
+    def body(ctx: DurableContext) -> str:
+        try:
+            ctx.step(charging(policy), op)
+        except ResultLost as error:
+            messages.append(str(error))
+        ctx.step("after", lambda: None)
+        if len(messages) < 3:
+            raise Crash
+        return "done"
+
+    for _ in range(2):
+        lab.crash(body)
+    assert lab.run(body) == "done"
+    assert lab.ledger.count("charge") == 1
+    assert len(messages) == 3
+    assert len(set(messages)) == 1
+    assert messages[0].startswith(
+        "[CD304] step 'charge' (position 0) of execution one was done, but its result could not be stored; it is not "
+        f"run again. {UNENCODABLE.format('charge')}"
+    )
+    assert lab.entries() == ["0 INTENT charge", "0 LOST charge", "1 RESULT after"]
+
+
+def test_a_lost_result_is_not_retried(lab: Lab) -> None:
+    op = lab.operation("charge", Socket())
+    task = lab.task(
+        "charges",
+        lambda self: self.durable.step(charging(OnAmbiguous.RERUN, retry=Retry(5, backoff=0)), op),
+        autoretry_for=(Exception,),
+    )
+    with pytest.raises(ResultLost):
+        lab.apply(task)
+    assert lab.ledger.count("charge") == 1
+    assert lab.state() is State.FAILED
+
+
+def test_the_assumed_value_is_stored_like_a_result(lab: Lab) -> None:
+    op = lab.operation("charge", None, Crash())
+    skip = charging(OnAmbiguous.SKIP, assumed=Socket())
+    lab.crash(lambda ctx: ctx.step(skip, op))
+    with pytest.raises(PayloadError, match=r"the assumed value of step 'charge' \(position 0\) cannot be stored"):
+        lab.run(lambda ctx: ctx.step(skip, op))
+    assert lab.ledger.count("charge") == 1
