@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 from celery import Celery
 from celery.result import AsyncResult
 
@@ -13,6 +14,7 @@ from celery_durable.codec import Codec
 from celery_durable.faults import DIRECTORY_VARIABLE
 from celery_durable.store import Database, Operations, migrations
 from celery_durable.store.records import FINAL_STATES, PARKED_STATES, EntryKind, Execution, Journaled
+from celery_durable.store.tables import executions
 from tests.support.brokers import MessageBroker
 from tests.support.databases import JournalDatabase
 from tests.support.ledger import Ledger
@@ -81,6 +83,11 @@ class Arena:
     def unreached(self, execution: str = "") -> list[str]:
         """The faults that were armed and never reached."""
         return sorted(file.name for file in self._faults.iterdir() if f"@{execution}" in file.name)
+
+    def lapse(self, execution: str) -> None:
+        """Let the lease run out at once."""
+        change = sa.update(executions).where(executions.c.id == execution).values(lease_until=1, wake_at=1)
+        assert self._store.write(lambda connection: connection.execute(change).rowcount) == 1
 
     def open_gate(self, name: str) -> None:
         (self._gates / name).touch()
