@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from .codec import preview
 from .current import StepHandle
 from .effects import Effect, Guard
 from .errors import GuardConflict
+from .identity import idempotency_key
 from .replay import Recorded
 from .step import StepDescriptor
 from .store.records import EffectCode, Entry, EntryKind, GuardHolder, Journaled, StoredPayload
@@ -105,7 +107,7 @@ class Surroundings(Protocol):
     def must_park(self, error: GuardConflict) -> None: ...
 
 
-@dataclass
+@dataclass(slots=True)
 class StepCall:
     """One request of the body for a step."""
 
@@ -113,32 +115,54 @@ class StepCall:
     op: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    execution_id: str
+    #: Path of the scope, what its keys are told apart by, and the position in it.
     scope: str
+    lane: str
     position: int
-    #: The position as people read it.
-    place: str
     fingerprint: bytes
-    key: bytes
-    #: True when the key names the operation for the whole application.
-    global_key: bool
-    #: A short text of the arguments, for people.
-    preview: Callable[[], str]
+    #: How many steps of the same fingerprint came before it in its lane.
+    occurrence: int
+    #: The key by which the application names the operation, if it does.
+    named: bytes | None
     #: Number of the next entry at this position.
     next_entry: int = 0
     #: Whom to take the global key over from.
     take: GuardHolder | None = None
+    #: The idempotency key of the journal, if it has one, or the one made here.
+    known_key: bytes | None = None
 
     @property
     def guard(self) -> Guard | None:
         return self.descriptor.guard
 
     @property
+    def place(self) -> str:
+        """The position as people read it."""
+        return f"{self.scope}/{self.position}" if self.scope else str(self.position)
+
+    @property
     def where(self) -> str:
         """How errors call this step."""
         return f"step {self.descriptor.name!r} (position {self.place})"
 
-    def handle(self, execution_id: str, attempt: int) -> StepHandle:
-        return StepHandle(execution_id, self.place, self.descriptor.name, attempt, self.key)
+    @property
+    def key(self) -> bytes:
+        """The idempotency key. Steps that are replayed from the journal never need one, so it is made on demand."""
+        if self.known_key is None:
+            self.known_key = self.named or idempotency_key(
+                self.execution_id, self.descriptor.name, self.fingerprint, self.occurrence, self.lane
+            )
+        return self.known_key
+
+    def preview(self) -> str:
+        """The arguments as a short text for people."""
+        shown = [preview(a, 60) for a in self.args] + [f"{k}={preview(v, 60)}" for k, v in self.kwargs.items()]
+        text = f"({', '.join(shown)})"
+        return text if len(text) <= 300 else f"{text[:297]}..."
+
+    def handle(self, attempt: int) -> StepHandle:
+        return StepHandle(self.execution_id, self.place, self.descriptor.name, attempt, lambda: self.key)
 
     def entry(
         self,

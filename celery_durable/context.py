@@ -13,12 +13,11 @@ from typing import Any, ParamSpec, TypeVar, cast
 from . import divergence
 from .actions import Outcome, StepCall
 from .checkpoint import expand, fold_prefix
-from .codec import preview
 from .current import Active, active, operation
 from .drive import drive, drive_async
 from .effects import Effect
 from .errors import ConfigurationError, ContextClosed, NestedStep, ReplayDivergence
-from .identity import fingerprint, fingerprint_of, global_key, idempotency_key
+from .identity import fingerprint, fingerprint_of, global_key
 from .logger import DurableLogger
 from .parallel import Parallel
 from .replay import ReplayCursor
@@ -159,53 +158,42 @@ class DurableContext:
         is_async: bool,
         recorded: bool = False,
     ) -> Any:
-        call = self._request(scope, descriptor, op, args, kwargs)
-        if is_async:
-            return self._call_async(scope, call, recorded)
-        return self._answer(call, drive(self._run, call, self._rows(scope, call)), recorded)
-
-    async def _call_async(self, scope: ScopeState, call: StepCall, recorded: bool) -> Any:
-        if not scope.cursor.ready(call.position):
-            await asyncio.to_thread(scope.cursor.has, call.position)
-        return self._answer(call, await drive_async(self._run, call, self._rows(scope, call)), recorded)
-
-    def _request(
-        self,
-        scope: ScopeState,
-        descriptor: StepDescriptor,
-        op: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> StepCall:
-        """Fix position, fingerprint and key, now: the order of calls is the order of positions."""
         self._check(descriptor.name)
         run = self._run
         total = run.count_step(descriptor.name)
+        # Fixed now, also for coroutines: the order of calls is the order of positions.
         print_ = fingerprint_for(descriptor, args, kwargs)
         position = scope.take_position()
-        key = key_for(descriptor, args, kwargs, print_, scope, run.execution_id, run.namespace)
+        named, occurrence = naming(descriptor, args, kwargs, print_, scope, run.namespace)
         if run.pending:
             run.settle_errors(scope.path, position)
         if not self._folded and total > _FOLD_AT * run.limits.max_steps:
             self._folded = True
             self._fold()
-        return StepCall(
-            descriptor=descriptor,
-            op=op,
-            args=args,
-            kwargs=kwargs,
-            scope=scope.path,
-            position=position,
-            place=scope.place(position),
-            fingerprint=print_,
-            key=key,
-            global_key=descriptor.key is not None,
-            preview=lambda: preview_arguments(args, kwargs),
+        rows = None
+        if not is_async:
+            rows = scope.cursor.take(position)
+            if rows is not None and not recorded:
+                replayed = run.plain_result(rows, descriptor, print_)
+                if replayed is not None:
+                    return replayed[0]
+        call = StepCall(
+            descriptor, op, args, kwargs, run.execution_id, scope.path, scope.lane, position, print_, occurrence, named
         )
+        if is_async:
+            return self._call_async(scope, call, recorded)
+        self._compare(scope, call, rows)
+        return self._answer(call, drive(run, call, rows), recorded)
 
-    def _rows(self, scope: ScopeState, call: StepCall) -> list[Journaled] | None:
-        """What the journal has for this call, compared with it (G5)."""
+    async def _call_async(self, scope: ScopeState, call: StepCall, recorded: bool) -> Any:
+        if not scope.cursor.ready(call.position):
+            await asyncio.to_thread(scope.cursor.has, call.position)
         rows = scope.cursor.take(call.position)
+        self._compare(scope, call, rows)
+        return self._answer(call, await drive_async(self._run, call, rows), recorded)
+
+    def _compare(self, scope: ScopeState, call: StepCall, rows: list[Journaled] | None) -> None:
+        """Refuse to go on where the journal has something else than this call (G5)."""
         name, effect = call.descriptor.name, call.descriptor.effect
         if rows is not None:
             found = divergence.check_step(rows, self.execution_id, call.place, name, effect, call.fingerprint)
@@ -213,7 +201,6 @@ class DurableContext:
                 self._diverge(found)
         elif scope.end is not None and call.position >= scope.end:
             self._diverge(divergence.unexpected(self.execution_id, call.place, name, effect, call.fingerprint))
-        return rows
 
     def _answer(self, call: StepCall, outcome: Outcome, recorded: bool) -> Any:
         counters = self._run.counters
@@ -366,21 +353,21 @@ def fingerprint_for(descriptor: StepDescriptor, args: tuple[Any, ...], kwargs: d
     return fingerprint_of(descriptor.name, descriptor.effect.value, descriptor.fingerprint(*args, **kwargs))
 
 
-def key_for(
+def naming(
     descriptor: StepDescriptor,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     print_: bytes,
     scope: ScopeState,
-    execution_id: str,
     namespace: str,
-) -> bytes:
-    """The idempotency key of a call of a step; counts the call in its scope."""
+) -> tuple[bytes | None, int]:
+    """What the idempotency key of a call of a step is made of: the application's own key, or the call's number among
+    its equals, which is counted here.
+    """
     if descriptor.key is not None:
-        return global_key(namespace, _key_text(descriptor, args, kwargs))
+        return global_key(namespace, _key_text(descriptor, args, kwargs)), 0
     # Equal idempotent calls are one operation; the others are told apart by their order.
-    occurrence = 0 if descriptor.effect is Effect.IDEMPOTENT else scope.occurrence(print_)
-    return idempotency_key(execution_id, descriptor.name, print_, occurrence, scope.lane)
+    return None, 0 if descriptor.effect is Effect.IDEMPOTENT else scope.occurrence(print_)
 
 
 def _key_text(descriptor: StepDescriptor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
@@ -389,10 +376,3 @@ def _key_text(descriptor: StepDescriptor, args: tuple[Any, ...], kwargs: dict[st
     if not isinstance(text, str) or not text:
         raise ConfigurationError(f"step {descriptor.name!r}: key= must give a non-empty text, not {text!r}.")
     return text
-
-
-def preview_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """The arguments as a short text for people."""
-    shown = [preview(a, 60) for a in args] + [f"{k}={preview(v, 60)}" for k, v in kwargs.items()]
-    text = f"({', '.join(shown)})"
-    return text if len(text) <= 300 else f"{text[:297]}..."

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from .errors import ContextClosed
 
@@ -15,20 +15,35 @@ if TYPE_CHECKING:
 __all__ = ["Active", "StepHandle", "active", "current_step", "operation"]
 
 
-@dataclass(frozen=True)
 class StepHandle:
-    """A running operation, as :func:`current_step` shows it."""
+    """A running operation, as :func:`current_step` shows it.
 
-    #: The Celery task id, or the id that the caller chose.
-    execution_id: str
-    #: Where the step stands in the body, such as ``"3"`` or ``"4.0/1"``.
-    step_id: str
-    #: What the journal calls the step.
-    name: str
-    #: 1 for the first try.
-    attempt: int
-    #: 32 bytes for the remote side to deduplicate on: the same for every try of this step.
-    idempotency_key: bytes
+    :param mint: makes the idempotency key, when somebody asks for it.
+    """
+
+    __slots__ = ("_key", "_mint", "attempt", "execution_id", "name", "step_id")
+
+    def __init__(self, execution_id: str, step_id: str, name: str, attempt: int, mint: Callable[[], bytes]) -> None:
+        #: The Celery task id, or the id that the caller chose.
+        self.execution_id: Final = execution_id
+        #: Where the step stands in the body, such as ``"3"`` or ``"4.0/1"``.
+        self.step_id: Final = step_id
+        #: What the journal calls the step.
+        self.name: Final = name
+        #: 1 for the first try.
+        self.attempt: Final = attempt
+        self._mint = mint
+        self._key: bytes | None = None
+
+    @property
+    def idempotency_key(self) -> bytes:
+        """32 bytes for the remote side to deduplicate on: the same for every try of this step."""
+        if self._key is None:
+            self._key = self._mint()
+        return self._key
+
+    def __repr__(self) -> str:
+        return f"<step {self.name!r} (position {self.step_id}) of {self.execution_id}, try {self.attempt}>"
 
 
 class Active:

@@ -7,9 +7,9 @@ import uuid
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from .context import DurableContext, fingerprint_for, key_for
-from .current import Active, StepHandle, active, operation
-from .identity import idempotency_key
+from .actions import StepCall
+from .context import DurableContext, fingerprint_for, naming
+from .current import Active, active, operation
 from .logger import DurableLogger
 from .parallel import Parallel
 from .replay import ReplayCursor
@@ -95,16 +95,17 @@ class PlainContext(DurableContext):
         is_async: bool,
         recorded: bool = False,
     ) -> Any:
-        place = scope.place(scope.take_position())
+        position = scope.take_position()
+        # Where there is no execution, arguments need no canonical form: their place tells the calls apart.
+        print_, named, occurrence, lane = b"", None, 0, scope.place(position)
         if self._real:
-            print_ = fingerprint_for(descriptor, args, kwargs)
-            key = key_for(descriptor, args, kwargs, print_, scope, self._id, self._namespace)
-        else:
-            key = idempotency_key(self._id, descriptor.name, b"", 0, place)
-        handle = StepHandle(self._id, place, descriptor.name, 1, key)
+            print_, lane = fingerprint_for(descriptor, args, kwargs), scope.lane
+            named, occurrence = naming(descriptor, args, kwargs, print_, scope, self._namespace)
+        call = StepCall(descriptor, op, args, kwargs, self._id, scope.path, lane, position, print_, occurrence, named)
+        handle = call.handle(1)
 
         def record(value: Any) -> Any:
-            return StepRecord(place, descriptor.name, key, value, False, False, 1) if recorded else value
+            return StepRecord(call.place, descriptor.name, call.key, value, False, False, 1) if recorded else value
 
         async def later() -> Any:
             token = operation.set(handle)

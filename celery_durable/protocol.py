@@ -36,7 +36,7 @@ def perform(call: StepCall, rows: list[Journaled] | None, around: Surroundings) 
         recorded = fold(rows)
         call.next_entry = recorded.next_entry
         if recorded.key is not None:
-            call.key = recorded.key  # minted once, with the intent
+            call.known_key = recorded.key  # minted once, with the intent
         if not only_audits(rows):
             return (yield from _go_on(call, recorded, around, rows))
         # Nothing was called here: what stood in the way is looked at again.
@@ -85,7 +85,7 @@ def _finished(call: StepCall, recorded: Recorded, around: Surroundings) -> Outco
 def _inherit(call: StepCall, generation: int, recorded: Recorded, first: Journaled, around: Surroundings) -> Steps:
     """An earlier generation began this very step (G6): its outcome is taken over, or its doubt."""
     if recorded.key is not None:
-        call.key = recorded.key
+        call.known_key = recorded.key
     if recorded.past is Past.ERROR:
         # The body handled that error then; the operation is known not to be under way.
         return (yield from _try(call, 1, around))
@@ -134,7 +134,7 @@ def _try(call: StepCall, attempt: int, around: Surroundings) -> Steps:
                 return taken
             reached("step.after_intent", around.execution_id, call.descriptor.name)
         started = time.perf_counter_ns()
-        value, error = yield Call(call.handle(around.execution_id, attempt), guard is not None)
+        value, error = yield Call(call.handle(attempt), guard is not None)
         took = (time.perf_counter_ns() - started) // 1000
         if error is None:
             reached("step.after_effect", around.execution_id, call.descriptor.name)
@@ -160,10 +160,10 @@ def _try(call: StepCall, attempt: int, around: Surroundings) -> Steps:
 
 def _announce(call: StepCall, attempt: int, around: Surroundings) -> Generator[Action, Any, Outcome | None]:
     """Commit the intent of a guarded operation, with everything buffered before it, under the lease (G2)."""
-    payload, _ = around.roundtrip({"arguments": call.preview(), "named": call.global_key}, call.where)
+    payload, _ = around.roundtrip({"arguments": call.preview(), "named": call.named is not None}, call.where)
     intent = call.entry(EntryKind.INTENT, attempt=attempt, payload=payload)
     reached("step.before_intent", around.execution_id, call.descriptor.name)
-    if not call.global_key:
+    if call.named is None:
         around.append(intent)
         yield Flush()
         return None
@@ -313,7 +313,7 @@ def _rerun(call: StepCall, attempts: int, around: Surroundings) -> Steps:
 def _reconcile(call: StepCall, attempt: int, reason: str, around: Surroundings) -> Generator[Action, Any, Any]:
     """The audited verdict of the reconcile callable; what it raises, and any other answer, is UNKNOWN with a reason."""
     assert call.guard is not None
-    value, error = yield Ask(call.handle(around.execution_id, attempt), call.guard.policy)  # type: ignore[arg-type]
+    value, error = yield Ask(call.handle(attempt), call.guard.policy)  # type: ignore[arg-type]
     verdict = value if error is None else error
     if error is None and not (isinstance(value, Happened) or value is DID_NOT_HAPPEN or value is UNKNOWN):
         verdict = TypeError(

@@ -282,7 +282,7 @@ class Journal:
     def segment(self, pk: int, generation: int, scope: str, position: int, rows: int) -> list[Journaled]:
         """Up to ``rows`` entries of a scope, from ``position`` on. The last position may be cut in two."""
         values = {"pk": pk, "generation": generation, "scope": scope, "position": position, "rows": rows}
-        return self._database.read(lambda c: [journaled(r) for r in c.execute(_SEGMENT, values)])
+        return self._database.read(lambda c: [journaled(r) for r in c.execute(_SEGMENT, values).all()])
 
     def guarded(self, pk: int, first: int, last: int) -> list[Journaled]:
         """Entries of all guarded steps in the generations ``first`` to ``last``."""
