@@ -89,7 +89,7 @@ def corrupted(where: str, reason: str) -> JournalCorrupted:
     """The error for stored bytes that no codec can have written, or that were changed since."""
     return JournalCorrupted(
         f"{where} cannot be read back from the journal: {reason}. The row was changed or damaged after it was "
-        "written; restore it from a backup or reset the execution.",
+        "written; restore it from a backup, or start the work again under another id.",
         where=where,
     )
 

@@ -76,7 +76,7 @@ DAMAGE: dict[str, tuple[str, dict[str, Any], type[BaseException], str]] = {
         (
             "the journaled error of step 'load' (position 0) cannot be read back from the journal: it holds a dict "
             "where an error was recorded. The row was changed or damaged after it was written; restore it from a "
-            "backup or reset the execution."
+            "backup, or start the work again under another id."
         ),
     ),
 }
