@@ -37,6 +37,10 @@ class Arena:
     :param folder: for the files that arm faults and open gates.
     """
 
+    #: The module of the application under test, and the application's name.
+    app = APP
+    namespace = "crash"
+
     def __init__(
         self, database: JournalDatabase, broker: MessageBroker, workers: WorkerFactory, ledger: Ledger, folder: Path
     ) -> None:
@@ -52,7 +56,7 @@ class Arena:
         self.client.conf.update(broker.conf)
         migrations.upgrade(database.url)
         self._store = Database(database.url, timeout=30)
-        self.operations = Operations(self._store, namespace="crash")
+        self.operations = Operations(self._store, namespace=self.namespace)
 
     def close(self) -> None:
         self.client.close()
@@ -71,7 +75,7 @@ class Arena:
         env = {**self.ledger.env, DIRECTORY_VARIABLE: str(self._faults), GATES: str(self._gates)}
         settings = [self.broker.conf, self.database.conf, usual if durable is None else durable]
         prefetch = {"worker_prefetch_multiplier": 1}
-        return self._workers(APP, *settings, conf={**prefetch, **(conf or {})}, env=env, **options)
+        return self._workers(self.app, *settings, conf={**prefetch, **(conf or {})}, env=env, **options)
 
     def arm(self, execution: str, point: str, *, action: str = "kill", nth: int = 1, step: str = "") -> None:
         """Let ``action`` happen when the execution is at ``point`` for the ``nth`` time; counted from the last action
@@ -94,7 +98,7 @@ class Arena:
 
     def send(self, execution: str, task: str, *args: Any) -> None:
         """Publish a task of the application under test, as this execution."""
-        self.client.send_task(f"{APP}.{task}", args, task_id=execution)
+        self.client.send_task(f"{self.app}.{task}", args, task_id=execution)
 
     # -- looking ---------------------------------------------------------------------------------------------
 
