@@ -315,6 +315,7 @@ class Session:
         except LeaseLost as lost:
             run.stuck(lost)
             logger.warning("%s[%s]: %s", self.task.name, self.request.id, lost)
+            self._begin_again_if_vanished(run)
         except JournalUnavailable as unavailable:
             run.stuck(unavailable)
             self.ending.abandon(run)
@@ -322,6 +323,18 @@ class Session:
                 return
             if not self.eager:
                 postpone(self, unavailable)
+
+    def _begin_again_if_vanished(self, run: Run) -> None:
+        """A crash of the database undid the execution, of which nothing was on disk: its message still stands."""
+        if self.eager or run.buffer.committed:
+            return
+        try:
+            if not self.runtime.ownership.vanished(run.fence.pk):
+                return
+            error = JournalUnavailable("the database has forgotten the execution, of which nothing was on disk yet.")
+        except JournalUnavailable as unavailable:
+            error = unavailable
+        postpone(self, error)
 
     def _verdict(self, error: BaseException) -> BaseException:
         """What Celery is told."""

@@ -191,22 +191,48 @@ class Database:
 
     # -- transactions ---------------------------------------------------------------------------------------
 
-    def write(self, work: Callable[[Connection], T], *, timeout: float | None = None) -> T:
+    def write(self, work: Callable[[Connection], T], *, timeout: float | None = None, durable: bool = True) -> T:
         """Run ``work`` in a transaction and commit it.
 
         ``work`` may run again after a lost connection or a dead-lock, also when an earlier commit did go through
         and only its acknowledgement was lost: it has to recognise what it wrote itself.
 
         :param timeout: seconds; default is ``durable_ack_timeout``.
+        :param durable: False: others see it at once, but it need not be on disk yet. A crash of the *database* may
+            then undo it, though nothing that was committed durably after it. Where a database knows no such thing,
+            it is durable.
         :raises JournalUnavailable: when it could not be committed in time.
         :raises SchemaError: when the tables are missing.
         """
+        transaction = self._transaction if durable else self._relaxed_transaction
 
         def attempt() -> T:
-            with self.engine.begin() as connection:
+            with transaction() as connection:
                 return work(connection)
 
         return self._bounded(attempt, timeout)
+
+    def _transaction(self) -> contextlib.AbstractContextManager[Connection]:
+        return self.engine.begin()
+
+    @contextlib.contextmanager
+    def _relaxed_transaction(self) -> Iterator[Connection]:
+        if self.dialect != "sqlite":
+            with self.engine.begin() as connection:
+                if self.dialect == "postgresql":
+                    connection.exec_driver_sql("SET LOCAL synchronous_commit TO OFF")
+                yield connection
+            return
+        with self.engine.connect() as connection:
+            # Not through SQLAlchemy, which would begin a transaction first; inside one it cannot be changed.
+            raw = connection.connection
+            raw.execute("PRAGMA synchronous = NORMAL")
+            try:
+                with connection.begin():
+                    yield connection
+            finally:
+                if not connection.invalidated:
+                    raw.execute("PRAGMA synchronous = FULL")
 
     def read(self, work: Callable[[Connection], T], *, timeout: float | None = None) -> T:
         """Run ``work`` without a transaction: each statement sees what is committed.

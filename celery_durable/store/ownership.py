@@ -35,19 +35,12 @@ from .records import (
     StoredPayload,
 )
 from .rows import get_payload, lease_lost, put_payload, quarantine
-from .tables import executions, new_pk, now_ms, payloads
+from .statements import BY_ID, BY_PK, INSERT, INSERT_PAYLOAD, bound, grant, let_go
+from .tables import executions, new_pk, now_ms
 
 __all__ = ["Ownership"]
 
 _x = executions.c
-
-#: A row by the id that users know, locked, with the clock by which its lease is judged.
-_BY_ID = (
-    sa.select(executions, now_ms().label("now"))
-    .where(_x.namespace == sa.bindparam("namespace"), _x.id == sa.bindparam("id"))
-    .with_for_update()
-)
-_BY_PK = sa.select(executions, now_ms().label("now")).where(_x.pk == sa.bindparam("pk")).with_for_update()
 
 
 class Ownership:
@@ -77,8 +70,10 @@ class Ownership:
         # up in the look-up too, which recognises its owner.
         look_first = request.pk is not None or request.retries > 0 or not request.recoverable
         if not look_first:
+            # It need not be on disk before the body starts. A crash of the database that undoes it undoes all that
+            # came of it, and the message is still there: see :meth:`vanished`.
             with contextlib.suppress(IntegrityError):
-                return self._database.write(lambda c: self._insert(c, request))
+                return self._database.write(lambda c: self._insert(c, request), durable=False)
         for _ in range(8):
             # An insert that fails here raced with somebody else's, or the random part of its pk collided.
             with contextlib.suppress(IntegrityError):
@@ -91,46 +86,34 @@ class Ownership:
 
     def _find(self, connection: Connection, request: OpenRequest) -> Row[Any] | None:
         if request.pk is not None:
-            row = connection.execute(_BY_PK, {"pk": request.pk}).first()
+            row = connection.execute(BY_PK, {"pk": request.pk}).first()
             # The message may come from another database's life: its key is a hint, its id is the truth.
             if row is not None and (row.namespace, row.id) == (self._namespace, request.id):
                 return row
-        return connection.execute(_BY_ID, {"namespace": self._namespace, "id": request.id}).first()
+        return connection.execute(BY_ID, {"namespace": self._namespace, "id": request.id}).first()
 
     def _insert(self, connection: Connection, request: OpenRequest) -> Opened:
         pk = new_pk()
-        until = now_ms() + self._lease_ms
-        connection.execute(
-            sa.insert(executions).values(
-                pk=pk,
-                namespace=self._namespace,
-                id=request.id,
-                task=request.task,
-                state=State.RUNNING.value,
-                epoch=1,
-                owner=request.owner,
-                lease_until=until,
-                wake_at=until if request.recoverable else None,
-                generation=1,
-                base_generation=1,
-                attempts=0,
-                retries=request.retries,
-                sends=0,
-                steps=0,
-                created_at=now_ms(),
-                updated_at=now_ms(),
-            )
-        )
+        values = {
+            "pk": pk,
+            "namespace": self._namespace,
+            "id": request.id,
+            "task": request.task,
+            "state": State.RUNNING.value,
+            "epoch": 1,
+            "owner": request.owner,
+            "generation": 1,
+            "base_generation": 1,
+            "attempts": 0,
+            "retries": request.retries,
+            "sends": 0,
+            "steps": 0,
+        }
+        connection.execute(INSERT, values | self._lease(request))
         if request.recoverable:
-            envelope = request.envelope()
-            connection.execute(
-                sa.insert(payloads).values(
-                    pk=pk,
-                    kind=int(PayloadKind.ENVELOPE),
-                    codec=envelope.codec,
-                    data=envelope.data,
-                )
-            )
+            codec, data = request.envelope()
+            payload = {"pk": pk, "kind": int(PayloadKind.ENVELOPE), "codec": codec, "data": data}
+            connection.execute(INSERT_PAYLOAD, payload)
         return Opened(
             fence=Fence(pk, 1),
             owner=request.owner,
@@ -140,6 +123,9 @@ class Ownership:
             retries=request.retries,
             resumed=False,
         )
+
+    def _lease(self, request: OpenRequest) -> dict[str, Any]:
+        return {"b_lease": self._lease_ms, "b_wake": self._lease_ms if request.recoverable else None}
 
     def _judge(self, connection: Connection, row: Row[Any], request: OpenRequest) -> Opened | Closed | Refused:
         state = State(row.state)
@@ -167,46 +153,32 @@ class Ownership:
             quarantine(connection, row, self._max_attempts)
             return Refused(Refusal.QUARANTINED, State.QUARANTINED)
         epoch = row.epoch + 1
-        until = now_ms() + self._lease_ms
-        connection.execute(
-            sa.update(executions)
-            .where(_x.pk == row.pk)
-            .values(
-                state=State.RUNNING.value,
-                epoch=epoch,
-                owner=request.owner,
-                lease_until=until,
-                wake_at=until if request.recoverable else None,
-                attempts=attempts,
-                retries=request.retries,
-                sends=0,
-                updated_at=now_ms(),
-            )
-        )
+        values = {
+            "state": State.RUNNING.value,
+            "epoch": epoch,
+            "owner": request.owner,
+            "attempts": attempts,
+            "retries": request.retries,
+            "sends": 0,
+        }
+        connection.execute(grant(*values), bound({"pk": row.pk, **values}) | self._lease(request))
         return self._granted(row, epoch, attempts, request.retries, request, taken_over=running)
 
     def _begin_anew(self, connection: Connection, row: Row[Any], request: OpenRequest) -> Opened:
         generation = row.generation + 1
-        until = now_ms() + self._lease_ms
-        connection.execute(
-            sa.update(executions)
-            .where(_x.pk == row.pk)
-            .values(
-                state=State.RUNNING.value,
-                task=request.task,
-                epoch=row.epoch + 1,
-                owner=request.owner,
-                lease_until=until,
-                wake_at=until if request.recoverable else None,
-                generation=generation,
-                base_generation=generation,
-                attempts=0,
-                retries=request.retries,
-                sends=0,
-                steps=0,
-                updated_at=now_ms(),
-            )
-        )
+        values = {
+            "state": State.RUNNING.value,
+            "task": request.task,
+            "epoch": row.epoch + 1,
+            "owner": request.owner,
+            "generation": generation,
+            "base_generation": generation,
+            "attempts": 0,
+            "retries": request.retries,
+            "sends": 0,
+            "steps": 0,
+        }
+        connection.execute(grant(*values), bound({"pk": row.pk, **values}) | self._lease(request))
         if request.recoverable:
             put_payload(connection, row.pk, PayloadKind.ENVELOPE, request.envelope())
         return Opened(
@@ -262,27 +234,41 @@ class Ownership:
             held = {Fence(*row) for row in connection.execute(sa.select(_x.pk, _x.epoch).where(mine))}
             return [f for f in fences if f not in held]
 
-        return self._database.write(work)
+        return self._database.write(work, durable=False)
+
+    def vanished(self, pk: int) -> bool:
+        """True when there is no such row: a crash of the database undid its insert, or somebody deleted it."""
+        return self._database.read(lambda c: c.execute(sa.select(_x.pk).where(_x.pk == pk)).first() is None)
 
     # -- letting go -----------------------------------------------------------------------------------------
 
-    def _settle(self, batch: Batch, owner: str, values: dict[str, Any], payload: Any = None) -> None:
-        """Commit the last entries and a new state in one transaction, under the fence."""
+    def _settle(
+        self,
+        batch: Batch,
+        owner: str,
+        state: State,
+        wake_ms: int | None,
+        payload: tuple[PayloadKind, StoredPayload | None],
+        **values: Any,
+    ) -> None:
+        """Commit the last entries and a new state in one transaction, under the fence.
+
+        :param wake_ms: when recovery looks at it, from now; None for never.
+        """
         pk, epoch = batch.fence
+        values |= {"state": state.value}
+        statement = let_go(*values)
+        parameters = bound({"pk": pk, "held": epoch, "steps": batch.steps, "wake": wake_ms, **values})
+        kind, data = payload
 
         def work(connection: Connection) -> None:
-            done = connection.execute(
-                sa.update(executions)
-                .where(_x.pk == pk, _x.epoch == epoch, _x.state == State.RUNNING.value)
-                .values(steps=_x.steps + batch.steps, updated_at=now_ms(), **values)
-            )
-            if not done.rowcount:
+            if not connection.execute(statement, parameters).rowcount:
                 row = connection.execute(sa.select(_x.epoch, _x.state, _x.owner).where(_x.pk == pk)).first()
-                if row is not None and (row.epoch, row.state, row.owner) == (epoch, values["state"], owner):
+                if row is not None and (row.epoch, row.state, row.owner) == (epoch, state.value, owner):
                     return  # our own commit, whose acknowledgement was lost
                 raise lease_lost(row)
             insert_entries(connection, [batch])
-            for kind, data in payload or ():
+            if data is not None:
                 put_payload(connection, pk, kind, data)
 
         self._database.write(work)
@@ -294,9 +280,8 @@ class Ownership:
 
         :raises LeaseLost: when the execution is no longer ours.
         """
-        wake = None if dispatched else now_ms() + self._lease_ms
-        payload = [(PayloadKind.OUTCOME, outcome)] if outcome is not None else []
-        self._settle(batch, owner, {"state": state.value, "wake_at": wake, "lease_until": 0, "sends": 0}, payload)
+        wake = None if dispatched else self._lease_ms
+        self._settle(batch, owner, state, wake, (PayloadKind.OUTCOME, outcome), sends=0)
 
     def suspend(
         self,
@@ -313,13 +298,7 @@ class Ownership:
 
         :param task: where the execution goes on as another task (``Task.replace``): its journal starts anew.
         """
-        values: dict[str, Any] = {
-            "state": State.SUSPENDED.value,
-            "wake_at": None if delay_ms is None else now_ms() + delay_ms,
-            "lease_until": 0,
-            "retries": retries,
-            "sends": 0,
-        }
+        values: dict[str, Any] = {"retries": retries, "sends": 0}
         if task is not None:
             values |= {
                 "task": task,
@@ -327,21 +306,16 @@ class Ownership:
                 "base_generation": batch.generation + 1,
                 "attempts": 0,
             }
-        self._settle(batch, owner, values, [(PayloadKind.ENVELOPE, envelope)] if envelope is not None else [])
+        self._settle(batch, owner, State.SUSPENDED, delay_ms, (PayloadKind.ENVELOPE, envelope), **values)
 
     def release(self, batch: Batch, owner: str, *, recoverable: bool = True) -> None:
         """Give the lease back in an orderly way: another worker goes on, and no attempt is counted."""
-        wake = now_ms() if recoverable else None
-        self._settle(batch, owner, {"state": State.PENDING.value, "wake_at": wake, "lease_until": 0, "sends": 0})
+        wake = 0 if recoverable else None
+        self._settle(batch, owner, State.PENDING, wake, (PayloadKind.REASON, None), sends=0)
 
     def park(self, batch: Batch, owner: str, state: State, reason: StoredPayload) -> None:
         """Leave it to an operator."""
-        self._settle(
-            batch,
-            owner,
-            {"state": state.value, "wake_at": None, "lease_until": 0},
-            [(PayloadKind.REASON, reason)],
-        )
+        self._settle(batch, owner, state, None, (PayloadKind.REASON, reason))
 
     def restart(self, batch: Batch, abort: Entry) -> int:
         """Abort the journal's generation and begin the next one; the lease stays.
@@ -382,5 +356,6 @@ class Ownership:
             self._database.write(
                 lambda c: c.execute(
                     sa.update(executions).where(_x.pk.in_(list(pks)), _x.state.in_(states)).values(wake_at=None)
-                )
+                ),
+                durable=False,
             )

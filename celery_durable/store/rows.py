@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from ..errors import LeaseLost
@@ -16,12 +17,30 @@ __all__ = ["get_payload", "lease_lost", "put_payload", "quarantine"]
 _x = executions.c
 
 
+def _upserts() -> dict[str, sa.Insert]:
+    """The three ways to say: insert, or replace."""
+    lite, post, my = sqlite.insert(payloads), postgresql.insert(payloads), mysql.insert(payloads)
+    primary = list(payloads.primary_key)
+    ours = my.on_duplicate_key_update(codec=my.inserted.codec, data=my.inserted.data)
+    return {
+        "sqlite": lite.on_conflict_do_update(
+            index_elements=primary, set_={"codec": lite.excluded.codec, "data": lite.excluded.data}
+        ),
+        "postgresql": post.on_conflict_do_update(
+            index_elements=primary, set_={"codec": post.excluded.codec, "data": post.excluded.data}
+        ),
+        "mysql": ours,
+        "mariadb": ours,
+    }
+
+
+_UPSERT = _upserts()
+
+
 def put_payload(connection: Connection, pk: int, kind: PayloadKind, payload: StoredPayload) -> None:
     """Write or replace a payload row."""
-    where = (payloads.c.pk == pk) & (payloads.c.kind == int(kind))
-    values = {"codec": payload.codec, "data": payload.data}
-    if not connection.execute(sa.update(payloads).where(where).values(values)).rowcount:
-        connection.execute(sa.insert(payloads).values(pk=pk, kind=int(kind), **values))
+    values = {"pk": pk, "kind": int(kind), "codec": payload.codec, "data": payload.data}
+    connection.execute(_UPSERT[connection.dialect.name], values)
 
 
 def get_payload(connection: Connection, pk: int, kind: PayloadKind) -> StoredPayload | None:

@@ -1,0 +1,73 @@
+"""The statements of every delivery. To build one costs more than to run it, so they are built once."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import sqlalchemy as sa
+
+from .records import State
+from .tables import executions, now_ms, payloads
+
+__all__ = ["BY_ID", "BY_PK", "INSERT", "INSERT_PAYLOAD", "bound", "grant", "let_go"]
+
+_x = executions.c
+
+#: A row by the id that users know, locked, with the clock by which its lease is judged.
+BY_ID = (
+    sa.select(executions, now_ms().label("now"))
+    .where(_x.namespace == sa.bindparam("namespace"), _x.id == sa.bindparam("id"))
+    .with_for_update()
+)
+#: The same by the number that the database knows.
+BY_PK = sa.select(executions, now_ms().label("now")).where(_x.pk == sa.bindparam("pk")).with_for_update()
+
+
+def _from_now(name: str) -> sa.ColumnElement[int]:
+    """So many milliseconds from now; NULL for NULL."""
+    return now_ms() + sa.bindparam(name, type_=sa.BigInteger)
+
+
+#: Writes a new execution and its lease.
+INSERT = sa.insert(executions).values(
+    lease_until=_from_now("b_lease"), wake_at=_from_now("b_wake"), created_at=now_ms(), updated_at=now_ms()
+)
+#: Writes a payload of a new execution.
+INSERT_PAYLOAD = sa.insert(payloads)
+
+
+@functools.cache
+def grant(*columns: str) -> sa.Update:
+    """Gives the lease of a locked row to somebody, and sets these columns."""
+    return (
+        sa.update(executions)
+        .where(_x.pk == sa.bindparam("b_pk"))
+        .values(
+            lease_until=_from_now("b_lease"),
+            wake_at=_from_now("b_wake"),
+            updated_at=now_ms(),
+            **{name: sa.bindparam(f"b_{name}") for name in columns},
+        )
+    )
+
+
+@functools.cache
+def let_go(*columns: str) -> sa.Update:
+    """Ends a lease under its fence, and sets these columns."""
+    return (
+        sa.update(executions)
+        .where(_x.pk == sa.bindparam("b_pk"), _x.epoch == sa.bindparam("b_held"), _x.state == State.RUNNING.value)
+        .values(
+            steps=_x.steps + sa.bindparam("b_steps", type_=sa.Integer),
+            lease_until=0,
+            wake_at=_from_now("b_wake"),
+            updated_at=now_ms(),
+            **{name: sa.bindparam(f"b_{name}") for name in columns},
+        )
+    )
+
+
+def bound(values: dict[str, Any]) -> dict[str, Any]:
+    """Parameters under the names that they have in these statements."""
+    return {f"b_{name}": value for name, value in values.items()}
