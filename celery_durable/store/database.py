@@ -18,6 +18,7 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.pool import NullPool, QueuePool
 
 from ..errors import ConfigurationError, JournalUnavailable
+from .direct import Direct
 
 __all__ = ["Database", "autocommit", "parse_url"]
 
@@ -89,6 +90,9 @@ class Database:
         self.pooled = pooled
         self.dialect: str = {"mariadb": "mysql"}.get(self.url.get_backend_name(), self.url.get_backend_name())
         self._engine: Engine | None = None
+        #: PostgreSQL: a transaction can be one statement.
+        self._direct: Direct | None = None
+        self._autocommit: Engine | None = None
         self._pid: int | None = None
         self._checked = False
 
@@ -113,12 +117,17 @@ class Database:
                 return
             if self._engine is not None:
                 self._engine.dispose(close=False)
+            if self._autocommit is not None:
+                self._autocommit.dispose(close=False)
             self._engine = self._create()
+            if self.dialect == "postgresql":
+                # Connections of its own: to turn one over for every statement costs as much as the statement.
+                self._autocommit = self._create(isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
+                self._direct = Direct(self._autocommit)
             self._checked = False
             self._pid = os.getpid()
 
-    def _create(self) -> Engine:
-        options: dict[str, Any] = {}
+    def _create(self, **options: Any) -> Engine:
         seconds = max(1, round(self.timeout))
         if self.dialect == "sqlite":
             # isolation_level None: the driver starts no transactions of its own; we say BEGIN IMMEDIATE.
@@ -188,10 +197,19 @@ class Database:
         """Close this process's connections."""
         if self._engine is not None and self._pid == os.getpid():
             self._engine.dispose()
+            if self._autocommit is not None:
+                self._autocommit.dispose()
 
     # -- transactions ---------------------------------------------------------------------------------------
 
-    def write(self, work: Callable[[Connection], T], *, timeout: float | None = None, durable: bool = True) -> T:
+    def write(
+        self,
+        work: Callable[[Connection], T],
+        *,
+        timeout: float | None = None,
+        durable: bool = True,
+        single: Callable[[Direct], T | None] | None = None,
+    ) -> T:
         """Run ``work`` in a transaction and commit it.
 
         ``work`` may run again after a lost connection or a dead-lock, also when an earlier commit did go through
@@ -201,16 +219,30 @@ class Database:
         :param durable: False: others see it at once, but it need not be on disk yet. A crash of the *database* may
             then undo it, though nothing that was committed durably after it. Where a database knows no such thing,
             it is durable.
+        :param single: the same work said in one statement, for PostgreSQL: it is tried once, before ``work``, and
+            answers None where that has to have a look.
         :raises JournalUnavailable: when it could not be committed in time.
         :raises SchemaError: when the tables are missing.
         """
         transaction = self._transaction if durable else self._relaxed_transaction
+        untried = single
 
         def attempt() -> T:
+            nonlocal untried
+            if untried is not None and self._direct is not None:
+                say, untried = untried, None
+                answer = say(self._direct)
+                if answer is not None:
+                    return answer
             with transaction() as connection:
                 return work(connection)
 
         return self._bounded(attempt, timeout)
+
+    def _statements(self) -> contextlib.AbstractContextManager[Connection]:
+        """A connection on which each statement stands for itself."""
+        engine = self.engine
+        return autocommit(engine) if self._autocommit is None else self._autocommit.connect()
 
     def _transaction(self) -> contextlib.AbstractContextManager[Connection]:
         return self.engine.begin()
@@ -242,7 +274,7 @@ class Database:
         """
 
         def attempt() -> T:
-            with autocommit(self.engine) as connection:
+            with self._statements() as connection:
                 return work(connection)
 
         return self._bounded(attempt, timeout)

@@ -9,7 +9,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 
+from . import fused
 from .database import Database
+from .direct import Direct
 from .records import (
     Batch,
     EffectCode,
@@ -21,6 +23,7 @@ from .records import (
     Journaled,
     State,
 )
+from .statements import FENCE
 from .tables import executions, guards, journal, now_ms
 
 __all__ = ["Journal", "insert_entries", "journaled", "to_execution"]
@@ -45,17 +48,6 @@ COLUMNS = (
     _j.duration_us,
     _j.codec,
     _j.payload,
-)
-
-#: Verifies the right to write and prolongs it; the row lock lasts until the entries are in.
-_FENCE = (
-    sa.update(executions)
-    .where(_x.pk == sa.bindparam("b_pk"), _x.epoch == sa.bindparam("b_epoch"), _x.state == State.RUNNING.value)
-    .values(
-        lease_until=now_ms() + sa.bindparam("b_lease", type_=sa.BigInteger),
-        steps=_x.steps + sa.bindparam("b_steps", type_=sa.Integer),
-        updated_at=now_ms(),
-    )
 )
 
 _INSERT = sa.insert(journal).values(at=now_ms())
@@ -180,7 +172,13 @@ class Journal:
             insert_entries(connection, held)
             return lost
 
-        return self._database.write(work)
+        def single(direct: Direct) -> set[Fence] | None:
+            nonlocal tries
+            tries += 1
+            return set() if fused.append(direct, ordered[0], self._lease_ms) else None
+
+        usual = len(ordered) == 1 and not ordered[0].again
+        return self._database.write(work, single=single if usual else None)
 
     def verify(self, fence: Fence) -> bool:
         """True while the lease of ``fence`` is held; prolongs it."""
@@ -193,7 +191,7 @@ class Journal:
             "b_lease": self._lease_ms,
             "b_steps": batch.steps,
         }
-        return connection.execute(_FENCE, values).rowcount == 1
+        return connection.execute(FENCE, values).rowcount == 1
 
     @staticmethod
     def _present(connection: Connection, batch: Batch) -> bool:

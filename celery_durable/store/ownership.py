@@ -16,7 +16,9 @@ from sqlalchemy.engine import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
 from ..errors import LeaseLost
+from . import fused
 from .database import Database
+from .direct import Direct
 from .journal import insert_entries
 from .records import (
     FINAL_STATES,
@@ -73,7 +75,11 @@ class Ownership:
             # It need not be on disk before the body starts. A crash of the database that undoes it undoes all that
             # came of it, and the message is still there: see :meth:`vanished`.
             with contextlib.suppress(IntegrityError):
-                return self._database.write(lambda c: self._insert(c, request), durable=False)
+                return self._database.write(
+                    lambda c: self._insert(c, request),
+                    durable=False,
+                    single=lambda d: self._insert_at_once(d, request),
+                )
         for _ in range(8):
             # An insert that fails here raced with somebody else's, or the random part of its pk collided.
             with contextlib.suppress(IntegrityError):
@@ -94,6 +100,19 @@ class Ownership:
 
     def _insert(self, connection: Connection, request: OpenRequest) -> Opened:
         pk = new_pk()
+        connection.execute(INSERT, self._new_row(pk, request))
+        if request.recoverable:
+            codec, data = request.envelope()
+            payload = {"pk": pk, "kind": int(PayloadKind.ENVELOPE), "codec": codec, "data": data}
+            connection.execute(INSERT_PAYLOAD, payload)
+        return self._new(pk, request)
+
+    def _insert_at_once(self, direct: Direct, request: OpenRequest) -> Opened:
+        pk = new_pk()
+        fused.open_new(direct, self._new_row(pk, request), request.envelope())
+        return self._new(pk, request)
+
+    def _new_row(self, pk: int, request: OpenRequest) -> dict[str, Any]:
         values = {
             "pk": pk,
             "namespace": self._namespace,
@@ -109,11 +128,10 @@ class Ownership:
             "sends": 0,
             "steps": 0,
         }
-        connection.execute(INSERT, values | self._lease(request))
-        if request.recoverable:
-            codec, data = request.envelope()
-            payload = {"pk": pk, "kind": int(PayloadKind.ENVELOPE), "codec": codec, "data": data}
-            connection.execute(INSERT_PAYLOAD, payload)
+        return bound(values) | self._lease(request)
+
+    @staticmethod
+    def _new(pk: int, request: OpenRequest) -> Opened:
         return Opened(
             fence=Fence(pk, 1),
             owner=request.owner,
@@ -261,17 +279,21 @@ class Ownership:
         parameters = bound({"pk": pk, "held": epoch, "steps": batch.steps, "wake": wake_ms, **values})
         kind, data = payload
 
-        def work(connection: Connection) -> None:
+        def work(connection: Connection) -> bool:
             if not connection.execute(statement, parameters).rowcount:
                 row = connection.execute(sa.select(_x.epoch, _x.state, _x.owner).where(_x.pk == pk)).first()
                 if row is not None and (row.epoch, row.state, row.owner) == (epoch, state.value, owner):
-                    return  # our own commit, whose acknowledgement was lost
+                    return True  # our own commit, whose acknowledgement was lost
                 raise lease_lost(row)
             insert_entries(connection, [batch])
             if data is not None:
                 put_payload(connection, pk, kind, data)
+            return True
 
-        self._database.write(work)
+        def single(direct: Direct) -> bool | None:
+            return fused.settle(direct, batch, tuple(values), parameters, kind, data) or None
+
+        self._database.write(work, single=single)
 
     def finish(
         self, batch: Batch, owner: str, state: State, outcome: StoredPayload | None, *, dispatched: bool = False

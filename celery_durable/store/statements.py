@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from .records import State
 from .tables import executions, now_ms, payloads
 
-__all__ = ["BY_ID", "BY_PK", "INSERT", "INSERT_PAYLOAD", "bound", "grant", "let_go"]
+__all__ = ["BY_ID", "BY_PK", "FENCE", "INSERT", "INSERT_PAYLOAD", "bound", "grant", "let_go"]
 
 _x = executions.c
 
@@ -29,12 +29,28 @@ def _from_now(name: str) -> sa.ColumnElement[int]:
     return now_ms() + sa.bindparam(name, type_=sa.BigInteger)
 
 
+_FROM_CLOCK = ("lease_until", "wake_at", "created_at", "updated_at")
 #: Writes a new execution and its lease.
 INSERT = sa.insert(executions).values(
-    lease_until=_from_now("b_lease"), wake_at=_from_now("b_wake"), created_at=now_ms(), updated_at=now_ms()
+    lease_until=_from_now("b_lease"),
+    wake_at=_from_now("b_wake"),
+    created_at=now_ms(),
+    updated_at=now_ms(),
+    **{c.name: sa.bindparam(f"b_{c.name}", type_=c.type) for c in executions.columns if c.name not in _FROM_CLOCK},
 )
 #: Writes a payload of a new execution.
 INSERT_PAYLOAD = sa.insert(payloads)
+
+#: Verifies the right to write and prolongs it; the row lock lasts until the entries are in.
+FENCE = (
+    sa.update(executions)
+    .where(_x.pk == sa.bindparam("b_pk"), _x.epoch == sa.bindparam("b_epoch"), _x.state == State.RUNNING.value)
+    .values(
+        lease_until=now_ms() + sa.bindparam("b_lease", type_=sa.BigInteger),
+        steps=_x.steps + sa.bindparam("b_steps", type_=sa.Integer),
+        updated_at=now_ms(),
+    )
+)
 
 
 @functools.cache
