@@ -12,6 +12,7 @@ from . import envelope as envelopes
 from .control import Park, Suspend
 from .errors import JournalUnavailable, LeaseLost
 from .faults import reached
+from .interruption import is_hard_limit, is_interruption
 from .outcome import pack_error
 from .publish import publish_stashed
 from .signals import park as announce_parked
@@ -61,7 +62,7 @@ class Ending:
         if isinstance(error, JournalUnavailable):
             raise error
         if isinstance(error, Suspend):
-            self._show("SUSPENDED", {"until": None})
+            self.show("SUSPENDED", {"until": None})
             delay = int(error.delay * 1000)
             self._commit(run, lambda b: ownership.suspend(b, owner, delay_ms=delay, retries=run.opened.retries))
         elif isinstance(error, (Exception, Park)) and run.doubts():
@@ -77,17 +78,35 @@ class Ending:
                 self._commit(run, lambda b: ownership.release(b, owner))
             else:
                 self.finish(run, State.FAILED, pack_error(self._runtime, error), dispatched=True)
-        elif isinstance(error, Exception) and not _is_interruption(error):
-            self.finish(run, State.FAILED, pack_error(self._runtime, error))
-        else:
+        elif is_interruption(error) or (self._session.eager and not isinstance(error, Exception)):
             self._give_back(run)
+        elif isinstance(error, Exception):
+            self.finish(run, State.FAILED, pack_error(self._runtime, error))
+        elif is_hard_limit(error):
+            run.flush()  # the pool's main thread ends the execution, or lets it go on when the lease has run out
+        else:
+            self._died(run, error)
 
     def _give_back(self, run: Run) -> None:
-        """The process is being ended, or the body was killed: let another worker go on at once."""
+        """The body was interrupted, for its process is being ended: let another worker go on at once."""
         logger.warning("%s[%s] was interrupted; it is given back", self._session.task.name, self._session.request.id)
         self._commit(
             run, lambda b: self._runtime.ownership.release(b, self._session.owner, recoverable=not self._session.eager)
         )
+
+    def _died(self, run: Run, error: BaseException) -> None:
+        """The body raised what ends programs (SystemExit, CancelledError, ...): as if it had killed its process."""
+        logger.error(
+            "%s[%s] raised %r, which is no Exception; it is run again as after the death of its process, at most "
+            "durable_max_attempts=%d times",
+            self._session.task.name,
+            self._session.request.id,
+            error,
+            self._runtime.settings.max_attempts,
+            exc_info=error,
+        )
+        attempts = run.opened.attempts + 1
+        self._commit(run, lambda b: self._runtime.ownership.release(b, self._session.owner, attempts=attempts))
 
     def _retry(self, run: Run, error: Retry) -> None:
         ownership, owner, runtime = self._runtime.ownership, self._session.owner, self._runtime
@@ -136,7 +155,7 @@ class Ending:
         self.park(run, State.AMBIGUOUS, reason)
 
     def park(self, run: Run, state: State, reason: str) -> None:
-        self._show(state.value.upper(), {"reason": reason})
+        self.show(state.value.upper(), {"reason": reason})
         reached("task.before_park", run.execution_id)
         self._commit(
             run,
@@ -148,7 +167,7 @@ class Ending:
     def tell_parked(self, state: State, reason: str) -> None:
         announce_parked(self._session.task, str(self._session.request.id), state, reason)
 
-    def _show(self, state: str, meta: dict[str, Any]) -> None:
+    def show(self, state: str, meta: dict[str, Any]) -> None:
         """Let ``AsyncResult.state`` say it; it is no ready state, so ``get()`` goes on waiting."""
         if self._session.eager:
             return
@@ -172,12 +191,3 @@ class Ending:
 
 def _seconds(when: Any) -> float:
     return max(float(when), 0.0) if isinstance(when, (int, float)) else 0.0
-
-
-def _is_interruption(error: Exception) -> bool:
-    """True for what a cold stop raises inside a body that runs in the worker's own thread (the solo pool)."""
-    if not isinstance(error, NotImplementedError):
-        return False
-    from celery.worker import state
-
-    return state.should_terminate is not None

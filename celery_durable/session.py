@@ -13,6 +13,7 @@ is in doubt           parked as ambiguous                         ``Ignore``, st
 diverges              next generation, at once                    nothing
 loses its lease       somebody else's                             ``Ignore``
 is interrupted        given back                                  the interruption
+raises SystemExit     given back, counted as a take-over          ``Ignore``
 ====================  ==========================================  =====================================
 """
 
@@ -45,6 +46,7 @@ from .errors import (
     SchemaError,
 )
 from .faults import reached
+from .interruption import is_hard_limit, is_interruption
 from .outcome import pack_value, restore
 from .plain import PlainContext, call_plainly
 from .postpone import postpone
@@ -123,11 +125,8 @@ class Session:
 
     def _refuse(self, answer: Refused, name: str) -> Ignore:
         if answer.why is Refusal.QUARANTINED:
-            reason = (
-                f"its owners died or lost their leases more than durable_max_attempts="
-                f"{self.runtime.settings.max_attempts} times"
-            )
-            self.ending.tell_parked(State.QUARANTINED, reason)
+            self.ending.show(answer.state.value.upper(), {"reason": answer.reason})
+            self.ending.tell_parked(answer.state, answer.reason)
         else:
             logger.info("a message of %s is dropped: %s (state %s)", name, _WHY[answer.why], answer.state)
         return Ignore()
@@ -341,13 +340,15 @@ class Session:
         run = self.run
         assert run is not None
         if not isinstance(error, (Exception, DurableError, Leave)):
-            return error  # the process is being ended; nobody may swallow that
+            # What ends the process must reach it. What only pretends to would take the pool's process with it.
+            real = self.eager or is_interruption(error) or is_hard_limit(error)
+            return error if real else Ignore()
         sticky = run.sticky
         if isinstance(sticky, JournalUnavailable) and self.eager:
             return sticky
         if sticky is not None or isinstance(error, (Suspend, Park, LeaseLost)):
             return Ignore()
-        if isinstance(error, Exception) and run.doubts():
+        if isinstance(error, Exception) and (run.doubts() or is_interruption(error)):
             return Ignore()
         return error
 

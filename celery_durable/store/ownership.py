@@ -168,8 +168,8 @@ class Ownership:
             return Refused(Refusal.STALE, state)
         attempts = row.attempts + (1 if running else 0)
         if attempts > self._max_attempts:
-            quarantine(connection, row, self._max_attempts)
-            return Refused(Refusal.QUARANTINED, State.QUARANTINED)
+            reason = quarantine(connection, row, self._max_attempts)
+            return Refused(Refusal.QUARANTINED, State.QUARANTINED, reason)
         epoch = row.epoch + 1
         values = {
             "state": State.RUNNING.value,
@@ -330,10 +330,14 @@ class Ownership:
             }
         self._settle(batch, owner, State.SUSPENDED, delay_ms, (PayloadKind.ENVELOPE, envelope), **values)
 
-    def release(self, batch: Batch, owner: str, *, recoverable: bool = True) -> None:
-        """Give the lease back in an orderly way: another worker goes on, and no attempt is counted."""
+    def release(self, batch: Batch, owner: str, *, recoverable: bool = True, attempts: int | None = None) -> None:
+        """Give the lease back in an orderly way: another worker goes on.
+
+        :param attempts: the new count of take-overs; None: this is not one.
+        """
         wake = 0 if recoverable else None
-        self._settle(batch, owner, State.PENDING, wake, (PayloadKind.REASON, None), sends=0)
+        counted = {} if attempts is None else {"attempts": attempts}
+        self._settle(batch, owner, State.PENDING, wake, (PayloadKind.REASON, None), sends=0, **counted)
 
     def park(self, batch: Batch, owner: str, state: State, reason: StoredPayload) -> None:
         """Leave it to an operator."""

@@ -235,6 +235,8 @@ class Refused:
 
     why: Refusal
     state: State
+    #: Why it was quarantined just now.
+    reason: str = ""
 
 
 @dataclass(frozen=True)

@@ -56,8 +56,9 @@ def quarantine(connection: Connection, row: Any, max_attempts: int) -> str:
 
     :returns: the reason, as it was stored.
     """
+    deaths = row.attempts + (1 if row.state == State.RUNNING.value else 0)
     reason = (
-        f"its owner died or lost its lease {row.attempts + 1} times (durable_max_attempts is {max_attempts}). "
+        f"its owner died or lost its lease {deaths} times (durable_max_attempts is {max_attempts}). "
         f"Find out what kills the worker, then: celery durable resume {row.id}"
     )
     connection.execute(

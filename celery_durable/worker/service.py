@@ -37,6 +37,8 @@ _BATCH: Final = 100
 #: Pause after a failure, in seconds; doubled up to the limit.
 _FIRST_PAUSE: Final = 0.25
 _LONGEST_PAUSE: Final = 5.0
+#: How often a service in a thread looks whether it is to stop, in seconds.
+_GLANCE: Final = 0.05
 
 
 class Service:
@@ -56,6 +58,8 @@ class Service:
         self.runtime = Runtime.of(app)
         self.settings = self.runtime.settings
         self._stopping = False
+        #: True when :meth:`run` has been left: nothing that was claimed is still to be sent.
+        self.ended = False
         self._orphaned = orphaned
         self._server = server
         #: connection -> (bytes read so far, owner prefix once it said hello)
@@ -93,6 +97,7 @@ class Service:
                 pause = min(pause * 2, _LONGEST_PAUSE)
             self._wait(wait, sleep)
         self._disconnect()
+        self.ended = True
 
     def round(self) -> float:
         """Claim and send once.
@@ -150,10 +155,11 @@ class Service:
 
     def _wait(self, seconds: float, sleep: Callable[[float], None]) -> None:
         """Wait, and meanwhile hear what the other processes of the worker say."""
-        if self._server is None:
-            sleep(seconds)
-            return
         deadline = time.monotonic() + seconds
+        if self._server is None:
+            while not self._stopping and (left := deadline - time.monotonic()) > 0:
+                sleep(min(left, _GLANCE))
+            return
         while not self._stopping:
             left = max(deadline - time.monotonic(), 0)
             readable, _, _ = select.select([self._server, *self._peers], [], [], left)

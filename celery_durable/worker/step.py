@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from typing import TYPE_CHECKING, Any
 
 from billiard.context import Process
@@ -74,6 +75,10 @@ class DurableStep(bootsteps.StartStopStep):
             timer.cancel()
         if self._service is not None:
             self._service.stop()
+            # What it has claimed it must send: it may be what this very worker has just given back.
+            deadline = time.monotonic() + _STOP_PATIENCE
+            while not self._service.ended and time.monotonic() < deadline:
+                time.sleep(0.01)
         process, self._process = self._process, None
         if process is not None and process.pid is not None and process.is_alive():
             process.terminate()

@@ -1,0 +1,117 @@
+"""The application whose workers are run on every pool, stopped in every way, and told to revoke what they do."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+
+from celery import Celery
+
+from celery_durable import DurableTask, Intent, OnAmbiguous, StepDescriptor, current_step, step
+from tests.support.conf import configure
+from tests.support.ledger import Ledger
+
+app = configure(Celery("workers"))
+
+#: A folder by which a test holds bodies back.
+GATES = "DURABLE_TEST_GATES"
+
+BEFORE = StepDescriptor.guarded("before", Intent.CUSTOM, on_ambiguous=OnAmbiguous.FAIL)
+AFTER = StepDescriptor.guarded("after", Intent.CUSTOM, on_ambiguous=OnAmbiguous.FAIL)
+
+
+def await_gate(name: str) -> None:
+    gate = Path(os.environ[GATES]) / name
+    while not gate.exists():
+        time.sleep(0.02)
+
+
+def told(execution: str, name: str = "body") -> None:
+    """Tell the test that a body is here."""
+    Ledger.from_env().fire(name, execution=execution)
+
+
+def happen() -> str:
+    """An effect that the test counts."""
+    running = current_step()
+    told(running.execution_id, running.name)
+    return running.name
+
+
+@step
+def double(number: int) -> int:
+    told(current_step().execution_id, f"double {number}")
+    return 2 * number
+
+
+@step
+async def double_later(number: int) -> int:
+    await asyncio.sleep(0)
+    told(current_step().execution_id, f"double {number}")
+    return 2 * number
+
+
+# -- one body for each way of writing one -----------------------------------------------------------------------
+
+
+class NotYet(Exception):
+    """Something that a retry cures."""
+
+
+@app.task(base=DurableTask, bind=True, max_retries=2, default_retry_delay=0)
+def retrying(self: DurableTask) -> list[int]:
+    """Asks for a retry twice, with a step before each."""
+    values = []
+    for number in range(3):
+        values.append(double(number))
+        if self.request.retries <= number < 2:
+            raise self.retry(exc=NotYet(number))
+    told(self.request.id)
+    return values
+
+
+@app.task(base=DurableTask, autoretry_for=(NotYet,), retry_kwargs={"max_retries": 1, "countdown": 0}, bind=True)
+def failing_once(self: DurableTask) -> int:
+    value = double(1)
+    if not self.request.retries:
+        raise NotYet
+    return value
+
+
+@app.task(base=DurableTask)
+async def coroutine(count: int) -> list[int]:
+    """Steps one after the other, and then at the same time."""
+    values = [await double_later(0)]
+    values += await asyncio.gather(*(double_later(n) for n in range(1, count)))
+    return values
+
+
+@app.task(base=DurableTask, bind=True)
+def branching(self: DurableTask, count: int) -> list[int]:
+    """Branches with a step in each."""
+    with self.durable.parallel() as scope:
+        branches = [scope.submit(double, number) for number in range(count)]
+    return [branch.result() for branch in branches]
+
+
+# -- bodies that last -------------------------------------------------------------------------------------------
+
+
+@app.task(base=DurableTask, bind=True)
+def held(self: DurableTask, gate: str = "release") -> str:
+    """Does one step and runs on until a gate opens."""
+    self.durable.step(BEFORE, happen)
+    told(self.request.id)
+    await_gate(gate)
+    self.durable.step(AFTER, happen)
+    return "released"
+
+
+@app.task(base=DurableTask, bind=True)
+def quits(self: DurableTask, error: str) -> None:
+    """Ends as no body should."""
+    self.durable.step(BEFORE, happen)
+    told(self.request.id)
+    raise {"SystemExit": SystemExit, "CancelledError": asyncio.CancelledError}[error]
