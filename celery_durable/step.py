@@ -47,7 +47,7 @@ class StepDescriptor:
 
     def __post_init__(self) -> None:
         name: Any = self.name
-        if not isinstance(name, str) or not name or len(name) > _LONGEST_NAME:
+        if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or not _is_storable(name):
             raise ConfigurationError(f"a step's name is a text of 1 to {_LONGEST_NAME} characters, not {name!r}.")
         if not isinstance(self.effect, Effect):
             raise ConfigurationError(
@@ -101,6 +101,11 @@ class StepDescriptor:
         """A step that must not run twice; parameters as in :func:`celery_durable.guarded`."""
         guard = guarded(intent, on_ambiguous=on_ambiguous, assumed=assumed, definite=definite)
         return cls(name, Effect.EXACTLY_ONCE_GUARDED, guard, retry, fingerprint, key)
+
+
+def _is_storable(text: str) -> bool:
+    """PostgreSQL stores no NUL, and no database half of a surrogate pair."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 class StepRecord(NamedTuple):

@@ -25,20 +25,32 @@ GUARDED = StepDescriptor.guarded("pay", Intent.MONEY_MOVING, on_ambiguous=OnAmbi
 NAMED = StepDescriptor.guarded("pay", Intent.MONEY_MOVING, on_ambiguous=OnAmbiguous.RERUN, key=lambda n: f"order-{n}")
 TWICE = StepDescriptor("twice", Effect.AT_LEAST_ONCE)
 
-OPEN = ["insert execution", "insert payload", "commit"]
+OPEN = [("insert execution", "insert payload")]
 #: A flush that somebody waits for.
-FLUSH = ["update execution", "insert journal", "commit"]
+FLUSH = [("update execution", "insert journal")]
 #: The end of a body that has buffered results.
-FINISH = ["update execution", "insert journal", "insert payload", "commit"]
-FINISH_EMPTY = ["update execution", "insert payload", "commit"]
+FINISH = [("update execution", "insert journal", "insert payload")]
+FINISH_EMPTY = [("update execution", "insert payload")]
 #: A segment of 100 entries.
-READ = ["select journal"]
+READ = [("select journal",)]
 #: A message that was sent again: the row is there.
-REOPEN = ["select execution", "update execution", "commit"]
+REOPEN = [("select execution", "update execution")]
 
 
 def double(number: int) -> int:
     return 2 * number
+
+
+def _words(statement: str) -> list[str]:
+    """What a statement does to which table, in its order; ``select`` only where nothing is written."""
+    found = re.findall(r"(?is)\b(insert into|update|delete from|select)\b[^()]*?\bdurable_(\w+)", statement)
+    words = [f"{verb.split()[0].lower()} {table}" for verb, table in found]
+    return [word for word in words if not word.startswith("select")] or words
+
+
+def _is_body() -> bool:
+    """The heartbeat and the recovery service work for all executions of a process together."""
+    return not threading.current_thread().name.startswith("durable-")
 
 
 class Meter:
@@ -54,28 +66,46 @@ class Meter:
         self.job = app.task(job, base=DurableTask, bind=True, name="job", autoretry_for=(OSError,))
         self.job.default_retry_delay = 0
         self.database = Runtime.of(app).database
-        self.said: list[str] = []
-        event.listen(self.database.engine, "before_cursor_execute", self._on_statement)
-        event.listen(self.database.engine, "commit", self._on_commit)
+        #: The transactions, each with its statements; a read stands for itself.
+        self.said: list[tuple[str, ...]] = []
+        #: Journeys to the server, on PostgreSQL: there a transaction can be one statement.
+        self.fused = 0
+        self._open: list[str] = []
+        engine = self.database.engine
+        event.listen(engine, "before_cursor_execute", self._on_statement)
+        event.listen(engine, "commit", self._on_commit)
+        if self.database._autocommit is not None:
+            event.listen(self.database._autocommit, "connect", self._on_connect)
+            self.database._autocommit.dispose()
 
     def _on_statement(self, connection: Any, cursor: Any, statement: str, *_: Any) -> None:
-        found = re.match(r"(?is)\s*(insert|update|delete|select).*?\bdurable_(\w+)", statement)
-        if found:
-            self._note(f"{found[1].lower()} {found[2]}")
+        if _is_body():
+            self._open += _words(statement)
+            if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+                self._on_commit(connection)
 
     def _on_commit(self, connection: Any) -> None:
-        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
-            self._note("commit")
+        if _is_body() and self._open:
+            self.said.append(tuple(self._open))
+            self._open.clear()
 
-    def _note(self, word: str) -> None:
-        # The heartbeat and the recovery service work for all executions of a process together.
-        if not threading.current_thread().name.startswith("durable-"):
-            self.said.append(word)
+    def _on_connect(self, connection: Any, record: Any) -> None:
+        meter = self
 
-    def cost(self, body: Callable[..., Any], **options: Any) -> list[str]:
+        class Cursor(connection.cursor_factory):  # type: ignore[misc, name-defined]
+            def execute(self, query: str, *args: Any, **options: Any) -> Any:
+                if _is_body() and (words := _words(query)):
+                    meter.said.append(tuple(words))
+                    meter.fused += 1
+                return super().execute(query, *args, **options)
+
+        connection.cursor_factory = Cursor
+
+    def cost(self, body: Callable[..., Any], **options: Any) -> list[tuple[str, ...]]:
         """What one delivery of a new execution says."""
         self._body = body
         self.said.clear()
+        self.fused = 0
         self.job.apply_async(**options).get(timeout=30, interval=0.01)
         return list(self.said)
 
@@ -125,7 +155,7 @@ def test_a_guarded_step_costs_two_commits(meter: Meter):
 
 
 def test_a_guarded_step_with_a_key_of_its_own_looks_for_it_and_keeps_it(meter: Meter):
-    claim = ["select guard", "update execution", "insert guard", "insert journal", "commit"]
+    claim = [("select guard", "update execution", "insert guard", "insert journal")]
     assert meter.cost(lambda context: context.step(NAMED, double, 7)) == [*OPEN, *claim, *FLUSH, *FINISH_EMPTY]
 
 
@@ -158,7 +188,17 @@ def test_a_retry_costs_one_commit_and_its_replay_reads_a_hundred_entries_at_a_ti
         if len(deliveries) == 1:
             raise OSError("not yet")
 
-    suspend = ["update execution", "insert journal", "insert payload", "commit"]
+    suspend = [("update execution", "insert journal", "insert payload")]
     patches, scopes = READ, READ
     # Two full segments and one that is not; the end of the journal needs no read.
     assert meter.cost(body) == [*OPEN, *suspend, *REOPEN, *patches, *READ * 3, *scopes, *FINISH_EMPTY]
+
+
+@pytest.mark.databases("postgresql")
+def test_postgresql_is_told_each_transaction_in_one_statement(meter: Meter):
+    def body(context: Any) -> None:
+        context.step("double", double, 1)
+        context.step(GUARDED, double, 1)
+
+    assert meter.cost(body) == [*OPEN, *FLUSH * 2, *FINISH_EMPTY]
+    assert meter.fused == 4
