@@ -16,6 +16,6 @@ def test_a_name_is_a_text(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "x" * 201, "a\0b", "\ud800", None, 7])
 def test_what_not_every_database_can_keep_is_no_name(name: str) -> None:
-    message = f"a step's name is a text of 1 to 200 characters, not {name!r}."
+    message = f"[CD001] a step's name is a text of 1 to 200 characters, not {name!r}."
     with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}$"):
         StepDescriptor(name)
