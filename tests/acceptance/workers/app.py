@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_durable import DurableTask, Intent, OnAmbiguous, StepDescriptor, current_step, step
 from tests.support.conf import configure
@@ -115,3 +116,73 @@ def quits(self: DurableTask, error: str) -> None:
     self.durable.step(BEFORE, happen)
     told(self.request.id)
     raise {"SystemExit": SystemExit, "CancelledError": asyncio.CancelledError}[error]
+
+
+@app.task(base=DurableTask, bind=True)
+def busy(self: DurableTask) -> str:
+    """Computes without a pause, so that no greenlet gets a turn, until a gate opens."""
+    self.durable.step(BEFORE, happen)
+    told(self.request.id)
+    gate = Path(os.environ[GATES]) / "release"
+    # Many short calls of the system would each be a chance for the others, and a coarse one: CPython's lock is unfair.
+    while not gate.exists():
+        sum(range(2_000_000))
+    self.durable.step(AFTER, happen)
+    return "computed"
+
+
+@app.task(base=DurableTask, bind=True)
+def tiny(self: DurableTask, number: int) -> int:
+    told(self.request.id)
+    return double(number)
+
+
+# -- bodies that are told to end --------------------------------------------------------------------------------
+
+
+@app.task(base=DurableTask, bind=True, soft_time_limit=2)
+def softly_limited(self: DurableTask, handles: bool) -> str:
+    self.durable.step(BEFORE, happen)
+    told(self.request.id)
+    try:
+        await_gate("never")
+    except SoftTimeLimitExceeded:
+        if not handles:
+            raise
+    self.durable.step(AFTER, happen)
+    return "in time"
+
+
+@app.task(base=DurableTask, bind=True, time_limit=2)
+def limited(self: DurableTask) -> None:
+    self.durable.step(BEFORE, happen)
+    told(self.request.id)
+    try:
+        await_gate("never")
+    finally:
+        self.durable.step(AFTER, happen)
+
+
+@app.task(base=DurableTask, bind=True, time_limit=2, acks_on_timeout=False, acks_on_failure_or_timeout=False)
+def limited_each_time(self: DurableTask) -> str:
+    """Has a time limit for each try, and is in time once the gate is open."""
+    self.durable.step(BEFORE, happen)
+    told(self.request.id)
+    await_gate("release")
+    self.durable.step(AFTER, happen)
+    return "released"
+
+
+@app.task(base=DurableTask, bind=True)
+def coming_back(self: DurableTask, countdown: float) -> None:
+    """Runs until the gate opens, and asks for a retry then."""
+    self.durable.step(BEFORE, happen)
+    told(self.request.id)
+    await_gate("retry")
+    raise self.retry(countdown=countdown)
+
+
+@app.task(base=DurableTask, bind=True)
+def calls(self: DurableTask, execution: str) -> None:
+    """Publishes an execution, with the outbox where that is on."""
+    held.apply_async(task_id=execution)

@@ -42,11 +42,12 @@ class Arena(CrashArena):
     def outlast_leases(self, owner: WorkerProcess, execution: str = "last", **options: Any) -> WorkerProcess:
         """Wait until every lease that ``owner`` may have had has run out, and what recovery does about it is done.
 
-        The worker begins one more execution and is killed; its heir comes to that one last.
+        The worker begins one more execution, which holds it until the gate ``last`` opens, and is killed; its heir
+        comes to that one last.
 
         :returns: the heir.
         """
-        self.send(execution, "held")
+        self.send(execution, "held", "last")
         self.await_body(execution)
         heir = self.worker(**options)
         owner.kill()
