@@ -11,7 +11,7 @@ from celery import signals, states
 
 from .errors import JournalUnavailable
 from .faults import reached
-from .publish import wrap_sender
+from .publish import is_durable, wrap_sender
 from .runtime import Runtime
 from .worker.control import control_of
 from .worker.step import DurableStep
@@ -71,7 +71,7 @@ def _on_postrun(sender: Any = None, task_id: str | None = None, state: str | Non
 def _on_revoked(sender: Any = None, request: Any = None, expired: bool = False, **_: Any) -> None:
     """A revoked execution is cancelled, or recovery would bring it back."""
     app = getattr(sender, "app", None)
-    if app is not None and app in _installed and request is not None and _is_durable(sender):
+    if app is not None and app in _installed and request is not None and is_durable(app, sender.name):
         reason = "its message expired before it started" if expired else "it was revoked"
         control_of(app).cancel(str(request.id), reason)
 
@@ -92,9 +92,3 @@ def _close_runtimes() -> None:
         runtime = Runtime.known(app)
         if runtime is not None and runtime.pid == os.getpid():
             runtime.close()
-
-
-def _is_durable(task: Any) -> bool:
-    from .task import DurableTask
-
-    return isinstance(task, DurableTask)

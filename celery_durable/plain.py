@@ -16,7 +16,7 @@ from .replay import ReplayCursor
 from .scope import ScopeState
 from .step import StepDescriptor, StepRecord
 
-__all__ = ["PlainContext"]
+__all__ = ["PlainContext", "call_plainly", "run_plainly"]
 
 
 def _nothing(position: int, rows: int) -> tuple[()]:
@@ -27,11 +27,17 @@ def call_plainly(function: Callable[..., Any], context: PlainContext, args: tupl
     """Call a body whose steps are plain calls; inside another body, it is a part of that one."""
     if active.get() is not None:
         return function(*args, **kwargs)
+    return run_plainly(function, context, args, kwargs)
+
+
+def run_plainly(function: Callable[..., Any], context: PlainContext, args: tuple[Any, ...], kwargs: Any) -> Any:
+    """The same, but always on its own."""
     here = context._enter()
-    token = active.set(here)
+    token, step = active.set(here), operation.set(None)
     try:
         value = function(*args, **kwargs)
     finally:
+        operation.reset(step)
         active.reset(token)
     return _awaited(value, here) if inspect.iscoroutine(value) else value
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from .session import Session
 
-__all__ = ["Stash", "outbox_batch", "publish_stashed", "stashing", "wrap_sender"]
+__all__ = ["Stash", "is_durable", "outbox_batch", "publish_stashed", "stashing", "wrap_sender"]
 
 logger = logging.getLogger(__name__)
 
@@ -75,10 +75,13 @@ class Stash:
 
 
 def is_durable(app: Celery, name: str) -> bool:
-    """Whether this process knows the task and it is a durable one."""
+    """Whether this process knows the task and it is a durable one.
+
+    Under ``Celery(task_cls=DurableTask)`` Celery's own tasks are of that class too, and are not durable.
+    """
     from .task import DurableTask
 
-    return isinstance(app.tasks.get(name), DurableTask)
+    return isinstance(app.tasks.get(name), DurableTask) and not name.startswith("celery.")
 
 
 def wrap_sender(app: Celery, original: Callable[..., Any]) -> Callable[..., Any]:

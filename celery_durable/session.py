@@ -19,7 +19,6 @@ raises SystemExit     given back, counted as a take-over          ``Ignore``
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import inspect
 import logging
@@ -32,7 +31,8 @@ from celery.exceptions import Ignore
 from . import envelope as envelopes
 from .context import DurableContext
 from .control import Leave, Park, Suspend
-from .current import active
+from .coroutines import run_to_end
+from .current import active, operation
 from .ending import Ending
 from .errors import (
     AmbiguousEffect,
@@ -48,7 +48,7 @@ from .errors import (
 from .faults import reached
 from .interruption import is_hard_limit, is_interruption
 from .outcome import pack_value, restore
-from .plain import PlainContext, call_plainly
+from .plain import PlainContext, run_plainly
 from .postpone import postpone
 from .publish import Stash, stashing
 from .run import Run
@@ -69,16 +69,15 @@ class Session:
     def __init__(self, task: Task[Any, Any], request: Any) -> None:
         self.task = task
         self.request = request
+        self.eager = bool(request.is_eager)
         self.runtime = Runtime.of(task.app)
         self.run: Run | None = None
         #: The message that the body sent under its own id: its retry, or what replaces it.
         self.stash: Stash | None = None
+        #: The body is a coroutine, and is under way.
+        self.driving = False
         self.owner = self.runtime.new_owner()
         self.ending = Ending(self)
-
-    @property
-    def eager(self) -> bool:
-        return bool(self.request.is_eager)
 
     # -- opening --------------------------------------------------------------------------------------------
 
@@ -168,7 +167,7 @@ class Session:
     def _without_journal(self, error: JournalUnavailable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._degrade(error):
             plain = PlainContext(str(self.request.id), self.runtime.settings.namespace)
-            return call_plainly(self._drive, plain, (args, kwargs), {})
+            return run_plainly(self._drive, plain, (args, kwargs), {})
         if self.eager:
             raise error
         postpone(self, error)
@@ -246,7 +245,8 @@ class Session:
     def _attempt(self, context: DurableContext, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One pass through the body; every way out of it ends here."""
         token = active.set(context._enter())
-        stashing.set(self)
+        # An eager run inside another body, perhaps inside one of its steps, is an execution of its own.
+        outer, step = stashing.set(self), operation.set(None)
         try:
             context._load_patches()
             self.deterministic_callbacks()
@@ -262,12 +262,13 @@ class Session:
         else:
             return self._complete(run, value)
         finally:
-            stashing.set(None)
+            operation.reset(step)
+            stashing.reset(outer)
             active.reset(token)
 
     def _drive(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         value = self.task.run(*args, **kwargs)
-        return asyncio.run(value) if inspect.iscoroutine(value) else value
+        return run_to_end(value) if inspect.iscoroutine(value) else value
 
     def deterministic_callbacks(self) -> None:
         """Callbacks get ids that a second dispatch repeats, so that durable ones among them run once."""

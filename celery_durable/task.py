@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import logging
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Task
 
+from .coroutines import run_to_end
 from .current import active
 from .install import install
 from .plain import PlainContext, call_plainly
@@ -42,11 +42,20 @@ class DurableTask(Task):  # type: ignore[type-arg]
     reject_on_worker_lost = True
     Request = "celery_durable.worker.request:DurableRequest"
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        run = cls.__dict__.get("run")
+        function = run.__func__ if isinstance(run, staticmethod) else run
+        if inspect.iscoroutinefunction(function):
+            driven = _synchronous(cls, function)
+            setattr(cls, "run", staticmethod(driven) if isinstance(run, staticmethod) else driven)  # noqa: B010
+
     @classmethod
     def on_bound(cls, app: Celery) -> None:
         """Connect the app's workers and publishers to the journal."""
         super().on_bound(app)
         if (cls.name or "").startswith("celery."):
+            _as_celery_made_it(cls, app)
             return
         for option in ("acks_late", "reject_on_worker_lost"):
             if not getattr(cls, option):
@@ -56,11 +65,6 @@ class DurableTask(Task):  # type: ignore[type-arg]
                     option,
                 )
                 setattr(cls, option, True)
-        run = inspect.getattr_static(cls, "run")
-        function = run.__func__ if isinstance(run, staticmethod) else run
-        if inspect.iscoroutinefunction(function):
-            driven = _synchronous(function)
-            setattr(cls, "run", staticmethod(driven) if isinstance(run, staticmethod) else driven)  # noqa: B010
         install(app)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -91,7 +95,7 @@ class DurableTask(Task):  # type: ignore[type-arg]
         return super().retry(*args, **kwargs)
 
 
-def _synchronous(function: Any) -> Any:
+def _synchronous(owner: type[DurableTask], function: Any) -> Any:
     """An ``async def`` body for Celery to call: in a durable run it is driven to its end.
 
     It has to happen here, below ``autoretry_for``, which Celery wraps around ``run``.
@@ -100,7 +104,25 @@ def _synchronous(function: Any) -> Any:
     @functools.wraps(function)
     def drive(*args: Any, **kwargs: Any) -> Any:
         coroutine = function(*args, **kwargs)
-        # Called directly it is a coroutine function, as it was written.
-        return asyncio.run(coroutine) if current_session() is not None else coroutine
+        session = current_session()
+        if session is None or session.driving or not isinstance(session.task, owner):
+            # Called directly, by whomever, it is a coroutine function, as it was written.
+            return coroutine
+        session.driving = True
+        try:
+            return run_to_end(coroutine)
+        finally:
+            session.driving = False
 
     return drive
+
+
+def _as_celery_made_it(cls: type[DurableTask], app: Celery) -> None:
+    """Celery's own tasks, which ``Celery(task_cls=DurableTask)`` makes of this class too, are not durable."""
+    for option, setting in (
+        ("acks_late", "task_acks_late"),
+        ("reject_on_worker_lost", "task_reject_on_worker_lost"),
+    ):
+        if option not in vars(cls):
+            setattr(cls, option, app.conf[setting])
+    cls.Request = Task.Request
