@@ -121,8 +121,13 @@ def _build(
     }
 
 
+_PLAIN: Final = frozenset({str, int, bool, float, bytes, type(None)})
+
+
 def _plain(value: Any) -> Any:
     """Headers of some transports come in subclasses of the plain types, which the codec refuses."""
+    if type(value) in _PLAIN:
+        return value
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -118,15 +118,8 @@ class Ownership:
             "namespace": self._namespace,
             "id": request.id,
             "task": request.task,
-            "state": State.RUNNING.value,
-            "epoch": 1,
             "owner": request.owner,
-            "generation": 1,
-            "base_generation": 1,
-            "attempts": 0,
             "retries": request.retries,
-            "sends": 0,
-            "steps": 0,
         }
         return bound(values) | self._lease(request)
 
