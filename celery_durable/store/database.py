@@ -19,6 +19,7 @@ from sqlalchemy.pool import NullPool, QueuePool
 
 from ..errors import ConfigurationError, JournalUnavailable
 from .direct import Direct
+from .watchdog import Watchdog
 
 __all__ = ["Database", "autocommit", "parse_url"]
 
@@ -27,6 +28,8 @@ T = TypeVar("T")
 #: Pause before a broken transaction is tried again, in seconds; doubled up to the limit.
 _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.5
+#: How often, and how seldom, it is looked for waits that last too long, in seconds.
+_SHORTEST_TICK, _LONGEST_TICK = 0.05, 0.5
 
 #: Held while a process makes an engine.
 _making = threading.Lock()
@@ -93,6 +96,7 @@ class Database:
         #: PostgreSQL: a transaction can be one statement.
         self._direct: Direct | None = None
         self._autocommit: Engine | None = None
+        self._watchdog: Watchdog | None = None
         self._pid: int | None = None
         self._checked = False
 
@@ -119,6 +123,9 @@ class Database:
                 self._engine.dispose(close=False)
             if self._autocommit is not None:
                 self._autocommit.dispose(close=False)
+            tick = min(max(self.timeout / 10, _SHORTEST_TICK), _LONGEST_TICK)
+            # A file has no server that could fall silent.
+            self._watchdog = None if self.dialect == "sqlite" else Watchdog(tick)
             self._engine = self._create()
             if self.dialect == "postgresql":
                 # Connections of its own: to turn one over for every statement costs as much as the statement.
@@ -168,6 +175,8 @@ class Database:
         if self.dialect == "sqlite":
             event.listen(engine, "connect", self._on_sqlite_connect)
             event.listen(engine, "begin", _begin_immediate)
+        if self._watchdog is not None:
+            self._watchdog.attend(engine)
         return engine
 
     def _given(self, name: str) -> str:
@@ -285,8 +294,9 @@ class Database:
         pause = _FIRST_PAUSE
         while True:
             try:
-                self.check_schema()
-                return attempt()
+                with self._until(deadline):
+                    self.check_schema()
+                    return attempt()
             except (exc.OperationalError, exc.InterfaceError, exc.InternalError, exc.TimeoutError) as error:
                 failure: Exception = error
             except exc.DBAPIError as error:
@@ -301,6 +311,12 @@ class Database:
                 ) from failure
             time.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
+
+    def _until(self, deadline: float) -> contextlib.AbstractContextManager[None]:
+        """A server that says nothing is an error at ``deadline``."""
+        if self._pid != os.getpid():
+            self._make_engine()
+        return contextlib.nullcontext() if self._watchdog is None else self._watchdog.until(deadline)
 
     # -- schema ---------------------------------------------------------------------------------------------
 

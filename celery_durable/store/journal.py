@@ -23,7 +23,7 @@ from .records import (
     Journaled,
     State,
 )
-from .statements import FENCE
+from .statements import BY_PK, FENCE
 from .tables import executions, guards, journal, now_ms
 
 __all__ = ["Journal", "insert_entries", "journaled", "to_execution"]
@@ -195,8 +195,11 @@ class Journal:
 
     @staticmethod
     def _present(connection: Connection, batch: Batch) -> bool:
+        """Whether an earlier try has written this batch."""
         if not batch.entries:
             return False
+        # The server may still be at that try, of which we only lost sight: then this waits until it is over.
+        connection.execute(BY_PK, {"pk": batch.fence.pk})
         first = batch.entries[0]
         place = {
             "pk": batch.fence.pk,

@@ -1,0 +1,125 @@
+"""Ends waits for a server that says nothing at all.
+
+A server that hangs, or a network that swallows what is sent, is no error: by itself a driver waits for ever, and with
+it the body, its lease and its process. So the connection of what has run past its time is shut down from another
+thread, and its driver finds it lost.
+"""
+
+from __future__ import annotations
+
+import _socket  # gevent replaces those of the module ``socket``, which a native thread could not use
+import contextlib
+import itertools
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from sqlalchemy import event, exc
+from sqlalchemy.engine import Engine
+
+from ..threads import native_thread
+
+__all__ = ["Watchdog"]
+
+
+class Watchdog:
+    """Guards the connections that a thread uses within :meth:`until`.
+
+    Its container is touched by single atomic operations only, and never locked: those who use connections may be
+    greenlets, and the one who looks after them is a native thread.
+
+    :param tick: how often it looks, in seconds; so much later may an end come.
+    """
+
+    def __init__(self, tick: float) -> None:
+        self._tick = tick
+        #: Number -> (deadline, descriptor). Who takes one out closes the descriptor.
+        self._guarded: dict[int, tuple[float, int]] = {}
+        self._numbers = itertools.count()
+        self._here = threading.local()
+        self._started = False
+
+    def attend(self, engine: Engine) -> None:
+        """Guard the connections of this engine, where their driver tells the socket."""
+        event.listen(engine, "do_connect", self._connect)
+        event.listen(engine, "checkout", self._check_out)
+
+    @contextlib.contextmanager
+    def until(self, deadline: float) -> Iterator[None]:
+        """What this thread still waits for at ``deadline`` (``time.monotonic()``) fails then.
+
+        :raises sqlalchemy.exc.TimeoutError: in the place of the error that the driver makes of it.
+        """
+        here = self._here
+        before = getattr(here, "guard", None)
+        numbers: list[int] = []
+        here.guard = (deadline, numbers)
+        try:
+            yield
+        except exc.DBAPIError as error:
+            if self._release(numbers):
+                raise
+            raise exc.TimeoutError("the server did not answer") from error
+        finally:
+            here.guard = before
+            self._release(numbers)
+
+    def _release(self, numbers: list[int]) -> bool:
+        """Guard these no more; False where one of them came to its deadline."""
+        taken = [self._guarded.pop(number, None) for number in numbers]
+        numbers.clear()
+        for guarded in taken:
+            if guarded is not None:
+                os.close(guarded[1])
+        return None not in taken
+
+    def look(self) -> None:
+        """Shut down what is past its deadline."""
+        now = time.monotonic()
+        for number, (deadline, _) in list(self._guarded.items()):
+            guarded = self._guarded.pop(number, None) if deadline <= now else None
+            if guarded is None:
+                continue
+            late = _socket.socket(fileno=guarded[1])
+            with contextlib.suppress(OSError):
+                late.shutdown(_socket.SHUT_RDWR)
+            late.close()
+
+    def _connect(self, dialect: Any, record: Any, args: Any, parameters: Any) -> Any:
+        # What SQLAlchemy asks a server at the first connection is waited for too.
+        connection = dialect.connect(*args, **parameters)
+        self._guard(connection)
+        return connection
+
+    def _check_out(self, connection: Any, record: Any, proxy: Any) -> None:
+        try:
+            self._guard(connection)
+        except Exception as error:
+            raise exc.DisconnectionError("the connection has no socket any more") from error
+
+    def _guard(self, connection: Any) -> None:
+        guard = getattr(self._here, "guard", None)
+        fileno = getattr(connection, "fileno", None)
+        if guard is None or fileno is None:
+            return
+        deadline, numbers = guard
+        # A descriptor of its own: the driver may close its one, and the system give it away, at any moment.
+        own = os.dup(fileno())
+        number = next(self._numbers)
+        numbers.append(number)
+        self._guarded[number] = (deadline, own)
+        if not self._started:
+            self._started = True
+            watchdog = weakref.ref(self)  # its thread must not keep it alive
+            native_thread(lambda sleep: _patrol(watchdog, sleep), "durable-watchdog")
+
+
+def _patrol(watchdog: weakref.ref[Watchdog], sleep: Callable[[float], None]) -> None:
+    while (here := watchdog()) is not None:
+        here.look()
+        tick = here._tick
+        del here
+        sleep(tick)
