@@ -135,7 +135,13 @@ class Ending:
         self._commit(
             run,
             lambda b: self._runtime.ownership.suspend(
-                b, self._session.owner, delay_ms=delay, retries=stash.retries, envelope=packed, task=stash.name
+                b,
+                self._session.owner,
+                delay_ms=delay,
+                retries=stash.retries,
+                envelope=packed,
+                task=stash.name,
+                replacements=stash.replacements,
             ),
         )
         publish_stashed(self._session.task.app, stash, run.fence.pk, self._runtime)

@@ -48,6 +48,10 @@ class Stash:
     def retries(self) -> int:
         return int(self.message.headers.get("retries") or 0)
 
+    @property
+    def replacements(self) -> int:
+        return int(self.message.headers.get("replaced_task_nesting") or 0)
+
     def envelope(self, app: Celery) -> dict[str, Any]:
         """The message as it is stored."""
         return envelopes.from_message(self.message, self.options, app)
@@ -66,7 +70,9 @@ class Stash:
     def published(self, app: Celery, runtime: Runtime) -> Published:
         """The row that the outbox writes."""
         packed = envelopes.pack(self.envelope(app), runtime.envelope_codec)
-        return Published(self.message.headers["id"], self.name, self.retries, packed, self.delay_ms())
+        return Published(
+            self.message.headers["id"], self.name, self.retries, packed, self.delay_ms(), self.replacements
+        )
 
     def send(self, app: Celery, pk: int, original: Callable[..., Any], producer: Any) -> Any:
         """Hand it to the broker, with the key of its row."""

@@ -113,6 +113,7 @@ class Session:
             task=self.task.name,
             owner=self.owner,
             retries=int(self.request.retries or 0),
+            replacements=int(self.request.replaced_task_nesting or 0),
             envelope=self._envelope,
             pk=int(pk) if pk is not None else None,
             recoverable=not self.eager,

@@ -120,6 +120,7 @@ class Ownership:
             "task": request.task,
             "owner": request.owner,
             "retries": request.retries,
+            "replacements": request.replacements,
         }
         return bound(values) | self._lease(request)
 
@@ -144,18 +145,26 @@ class Ownership:
         if running and row.owner == request.owner:
             # Our own commit of a moment ago, whose acknowledgement was lost.
             return self._granted(row, row.epoch, row.attempts, row.retries, request)
+        if request.replacements < row.replacements:
+            return Refused(Refusal.STALE, state)
+        if state is State.CANCELLED:
+            return Refused(Refusal.DONE, state)
+        if request.replacements > row.replacements and state not in PARKED_STATES:
+            # Task.replace goes on under the same id. Whoever sent this is done, whether it has said so or not: the
+            # message may have taken its way through a chain or a chord.
+            return self._begin_anew(connection, row, request)
         if row.task != request.task and (state in FINAL_STATES or state is State.PENDING):
-            # Task.replace goes on under the same id as another task, whose message may take its way through a chord.
+            # Somebody chose one id for two tasks.
             return self._begin_anew(connection, row, request)
         if state in FINAL_STATES:
             # An eager caller waits for the value itself; nobody was told it before.
             told = row.wake_at is None and request.recoverable
-            if told or state is State.CANCELLED:
+            if told:
                 return Refused(Refusal.DONE, state)
             return Closed(row.pk, state, get_payload(connection, row.pk, PayloadKind.OUTCOME))
         if state in PARKED_STATES:
             return Refused(Refusal.PARKED, state)
-        if running and row.lease_until > row.now:
+        if running and (row.lease_until > row.now or request.postponed):
             return Refused(Refusal.LIVE, state)
         if request.retries < row.retries or row.task != request.task:
             return Refused(Refusal.STALE, state)
@@ -186,6 +195,7 @@ class Ownership:
             "base_generation": generation,
             "attempts": 0,
             "retries": request.retries,
+            "replacements": request.replacements,
             "sends": 0,
             "steps": 0,
         }
@@ -307,16 +317,19 @@ class Ownership:
         retries: int,
         envelope: StoredPayload | None = None,
         task: str | None = None,
+        replacements: int = 0,
     ) -> None:
         """Let go until ``delay_ms`` from now (None: until somebody else sends); the message of that time carries
         ``retries``.
 
-        :param task: where the execution goes on as another task (``Task.replace``): its journal starts anew.
+        :param task: where the execution goes on as another task (``Task.replace``), after so many ``replacements``:
+            its journal starts anew.
         """
         values: dict[str, Any] = {"retries": retries, "sends": 0}
         if task is not None:
             values |= {
                 "task": task,
+                "replacements": replacements,
                 "generation": batch.generation + 1,
                 "base_generation": batch.generation + 1,
                 "attempts": 0,

@@ -195,6 +195,8 @@ class OpenRequest:
     pk: int | None = None
     #: False for eager runs: recovery never looks at them.
     recoverable: bool = True
+    #: How often ``Task.replace`` has handed the id on.
+    replacements: int = 0
 
 
 @dataclass(frozen=True)
@@ -266,6 +268,7 @@ class Execution:
     base_generation: int
     attempts: int
     retries: int
+    replacements: int
     sends: int
     steps: int
     created_at: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import sqlalchemy as sa
@@ -33,6 +33,8 @@ class Published(NamedTuple):
     envelope: StoredPayload
     #: Milliseconds from now until the message is due (its countdown or ETA).
     delay_ms: int = 0
+    #: How often ``Task.replace`` has handed the id on.
+    replacements: int = 0
 
 
 class Parked(NamedTuple):
@@ -64,23 +66,28 @@ class RecoveryStore:
         self._lease_ms = lease_ms
         self._max_attempts = max_attempts
 
-    def claim(self, limit: int) -> Claims:
+    def claim(self, limit: int, *, spare_owners: Callable[[], bool] = lambda: False) -> Claims:
         """Take up to ``limit`` executions whose message must be sent: leases that ran out, waits that ended,
         messages that never started, outcomes that Celery was not told.
 
         Rows that another service holds are skipped. A claimed row comes up again after a while that doubles each
         time, because a message may just be waiting in a long queue.
+
+        :param spare_owners: asked when the database answers: take no leases but those of processes that are known to
+            be dead.
         """
-        lapsed = sa.or_(_x.state != State.RUNNING.value, _x.lease_until <= now_ms())
-        query = (
-            sa.select(_x.pk, _x.id, _x.task, _x.state, _x.epoch, _x.sends, _x.attempts)
-            .where(_x.namespace == self._namespace, _x.wake_at <= now_ms(), lapsed)
-            .order_by(_x.wake_at)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-        )
+        ours = _x.namespace == self._namespace
 
         def work(connection: Connection) -> Claims:
+            spared = spare_owners()
+            lapsed = sa.or_(_x.state != State.RUNNING.value, _x.lease_until <= (0 if spared else now_ms()))
+            query = (
+                sa.select(_x.pk, _x.id, _x.task, _x.state, _x.epoch, _x.sends, _x.attempts)
+                .where(ours, _x.wake_at <= now_ms(), lapsed)
+                .order_by(_x.wake_at)
+                .limit(limit)
+                .with_for_update(skip_locked=True)
+            )
             rows = connection.execute(query).all()
             parked = [r for r in rows if r.state == State.RUNNING.value and r.attempts >= self._max_attempts]
             reasons = [Parked(r.id, r.task, quarantine(connection, r, self._max_attempts)) for r in parked]
@@ -93,7 +100,7 @@ class RecoveryStore:
             envelopes = self._envelopes(connection, [r.pk for r in claimed])
             following = connection.execute(
                 sa.select(sa.func.min(_x.wake_at) - now_ms()).where(
-                    _x.namespace == self._namespace, _x.wake_at.is_not(None)
+                    ours, _x.wake_at.is_not(None), lapsed if spared else sa.true()
                 )
             ).scalar()
             due = [Due(r.pk, r.id, r.task, State(r.state), r.epoch, r.sends, envelopes.get(r.pk)) for r in claimed]
@@ -171,6 +178,7 @@ class RecoveryStore:
                     "base_generation": 1,
                     "attempts": 0,
                     "retries": message.retries,
+                    "replacements": message.replacements,
                     "sends": 0,
                     "steps": 0,
                 }

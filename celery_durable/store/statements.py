@@ -36,6 +36,7 @@ def _constant(value: int | str) -> sa.ColumnElement[Any]:
 
 _RUNNING = _x.state == _constant(State.RUNNING.value)
 
+_GIVEN = ("pk", "namespace", "id", "task", "owner", "retries", "replacements")
 #: Writes a new execution and its lease.
 INSERT = sa.insert(executions).values(
     lease_until=_from_now("b_lease"),
@@ -43,7 +44,7 @@ INSERT = sa.insert(executions).values(
     created_at=now_ms(),
     updated_at=now_ms(),
     state=_constant(State.RUNNING.value),
-    **{name: sa.bindparam(f"b_{name}") for name in ("pk", "namespace", "id", "task", "owner", "retries")},
+    **{name: sa.bindparam(f"b_{name}") for name in _GIVEN},
     **{name: _constant(1) for name in ("epoch", "generation", "base_generation")},
     **{name: _constant(0) for name in ("attempts", "sends", "steps")},
 )

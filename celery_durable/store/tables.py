@@ -76,6 +76,8 @@ executions = Table(
     Column("attempts", Integer, nullable=False),
     #: Celery's ``request.retries`` of the message that may run next.
     Column("retries", Integer, nullable=False),
+    #: How often ``Task.replace`` has handed the id on; older messages of it are stale.
+    Column("replacements", Integer, nullable=False),
     #: How often recovery has sent the message since it last ran; spaces out further sends.
     Column("sends", Integer, nullable=False),
     #: Steps journaled in the current generation.

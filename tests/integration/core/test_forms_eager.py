@@ -33,6 +33,10 @@ def doubled(task: DurableTask, number: int) -> int:
     return double(number)
 
 
+def plus_one(number: int) -> int:
+    return number + 1
+
+
 async def double_later(number: int) -> int:
     calls.append(number)
     return 2 * number
@@ -154,6 +158,27 @@ def test_an_eager_canvas_is_one_execution_for_each_task(make_lab: Callable[..., 
     assert group(work.s(n) for n in range(3)).apply_async().get() == [0, 2, 4]
     assert chord([work.s(1), work.s(2)])(total.s()).get() == 6
     assert sorted(row.task for row in lab.operations.find()) == ["total"] + ["work"] * 8
+
+
+@pytest.mark.parametrize("by", ["plain", "durable", "async", "chain"])
+def test_an_eager_replacement_goes_on_in_the_body_that_asked_for_it(lab: Lab, by: str) -> None:
+    add = lab.app.task(plus_one, name="plus_one", shared=False)
+    durable, later = lab.task("durable", doubled), lab.task("later", doubled_later)
+    replacements = {
+        "plain": add.si(3),
+        "durable": durable.si(3),
+        "async": later.si(3),
+        "chain": add.si(3) | durable.s(),
+    }
+
+    def body(task: DurableTask) -> Any:
+        double(1)
+        return task.replace(replacements[by])
+
+    work = lab.task("work", body)
+    expected = {"plain": 4, "durable": 6, "async": 6, "chain": 8}[by]
+    assert [lab.apply(work), lab.apply(work)] == [expected, expected]
+    assert calls.count(1) == 1
 
 
 # -- eager runs within others -----------------------------------------------------------------------------------

@@ -59,6 +59,7 @@ def upgrade() -> None:
         sa.Column("base_generation", sa.Integer, nullable=False),
         sa.Column("attempts", sa.Integer, nullable=False),
         sa.Column("retries", sa.Integer, nullable=False),
+        sa.Column("replacements", sa.Integer, nullable=False),
         sa.Column("sends", sa.Integer, nullable=False),
         sa.Column("steps", sa.Integer, nullable=False),
         sa.Column("created_at", sa.BigInteger, nullable=False),
