@@ -6,13 +6,16 @@ import asyncio
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
+from celery.signals import before_task_publish, task_postrun
 
 from celery_durable import DurableTask, Intent, OnAmbiguous, StepDescriptor, current_step, step
 from tests.support.conf import configure
 from tests.support.ledger import Ledger
+from tests.support.wait import eventually
 
 app = configure(Celery("workers"))
 
@@ -32,6 +35,21 @@ def await_gate(name: str) -> None:
 def told(execution: str, name: str = "body") -> None:
     """Tell the test that a body is here."""
     Ledger.from_env().fire(name, execution=execution)
+
+
+@before_task_publish.connect
+def publish(headers: dict[str, Any], **_: Any) -> None:
+    """Where the gate ``slow`` is open, the broker takes its time."""
+    if (Path(os.environ[GATES]) / "slow").exists():
+        told(headers["id"], "publishing")
+        time.sleep(0.5)
+
+
+@task_postrun.connect
+def linger(task_id: str, **_: Any) -> None:
+    """And there a body is not left before somebody has begun to send its message again."""
+    if (Path(os.environ[GATES]) / "slow").exists():
+        eventually(lambda: Ledger.from_env().count("publishing", execution=task_id))
 
 
 def happen() -> str:

@@ -97,9 +97,8 @@ def test_the_embedded_worker_runs_and_recovers_executions(place: Place, pool: st
 
     def failed(times: int) -> None:
         """Wait until the body of the failing execution has been run so often, and its failure is its outcome."""
-        ended = {State.FAILED}
         eventually(lambda: place.ledger.count("body", id=failing) == times, 60)
-        eventually(lambda: place.row(failing).state in ended and place.row(failing).wake_at is None, 60)
+        eventually(lambda: place.row(failing).state is State.FAILED and place.row(failing).wake_at is None, 60)
 
     with start_worker(place.app, pool=pool, perform_ping_check=False):
         assert place.work.apply_async((1,), task_id=first).get(timeout=60) == 4

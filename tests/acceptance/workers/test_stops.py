@@ -68,6 +68,18 @@ def test_a_cold_stop_gives_executions_back(arena: Arena, pool: str):
     first.wait(60)
 
 
+def test_a_stopped_worker_sends_what_its_own_recovery_has_claimed(arena: Arena):
+    """The last one to stop has nobody beside it, and its process ends a moment after it gave its execution back."""
+    first = arena.worker(pool="solo", durable=PATIENT)
+    arena.send("held-1", "held")
+    arena.await_body("held-1")
+    arena.open_gate("slow")
+    first.kill(signal.SIGQUIT)
+    first.wait(60)
+    assert arena.ledger.count("publishing", execution="held-1") == 1
+    _expect_heir(arena, arena.worker(pool="solo", durable=PATIENT))
+
+
 def test_threads_cannot_be_interrupted_so_their_bodies_end_in_a_cold_stop_too(arena: Arena):
     first, _ = _begin(arena, pool="threads")
     first.kill(signal.SIGQUIT)
