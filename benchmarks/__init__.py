@@ -1,0 +1,1 @@
+"""What celery_durable costs, measured beside what it is compared with: ``make bench``."""
