@@ -19,10 +19,12 @@ from .store.records import StoredPayload
 if TYPE_CHECKING:
     from celery import Celery, Task
 
-__all__ = ["PK_HEADER", "body_of", "from_message", "from_request", "pack", "resend", "unpack"]
+__all__ = ["PK_HEADER", "WAITS_HEADER", "body_of", "from_message", "from_request", "pack", "resend", "unpack"]
 
 #: Carries the primary key of an execution whose row was written at publish.
 PK_HEADER: Final = "durable_pk"
+#: Counts how often a message has been postponed because the journal could not be reached.
+WAITS_HEADER: Final = "durable_waits"
 
 #: Headers of Celery's message protocol 2.
 _PROTOCOL: Final = (
@@ -45,8 +47,13 @@ _PROTOCOL: Final = (
     "stamped_headers",
     "stamps",
 )
-#: What a broker adds to a message, and what would be wrong on a new one.
-_FOREIGN: Final = frozenset({"redelivered", "x-death", "x-first-death-exchange", "x-first-death-queue"})
+#: What a broker or one sending adds to a message, and what would be wrong on a new one.
+_FOREIGN: Final = frozenset(
+    {
+        *("eta", PK_HEADER, WAITS_HEADER),
+        *("redelivered", "x-death", "x-first-death-exchange", "x-first-death-queue"),
+    }
+)
 #: Message properties worth keeping. An expiration is relative to the first send, and a started execution does
 #: not expire.
 _PROPERTIES: Final = ("correlation_id", "reply_to", "priority", "delivery_mode")
@@ -110,7 +117,7 @@ def _build(
 ) -> dict[str, Any]:
     content_type, encoding, data = serialization.dumps(body, serializer=serializer)
     return {
-        "headers": {k: _plain(v) for k, v in headers.items() if k not in _FOREIGN and k not in ("eta", PK_HEADER)},
+        "headers": {k: _plain(v) for k, v in headers.items() if k not in _FOREIGN},
         "properties": {k: _plain(v) for k, v in properties.items()},
         "body": data,
         "content_type": content_type,

@@ -20,8 +20,6 @@ __all__ = ["postpone"]
 
 logger = logging.getLogger(__name__)
 
-#: Counts how often a message has been postponed.
-_HEADER: Final = "durable_waits"
 #: Longest pause, in seconds.
 _LONGEST: Final = 30
 
@@ -32,10 +30,10 @@ def postpone(session: Session, error: JournalUnavailable | SchemaError) -> None:
     :raises Reject: when the broker cannot be reached either; the message then goes back to its queue.
     """
     request, app = session.request, session.task.app
-    waits = int(request.__dict__.get(_HEADER) or 0)
+    waits = int(request.__dict__.get(envelopes.WAITS_HEADER) or 0)
     delay = 1 + get_exponential_backoff_interval(1, min(waits, 10), _LONGEST, full_jitter=True)
     message = envelopes.from_request(session.task, request)
-    message["headers"][_HEADER] = str(waits + 1)
+    message["headers"][envelopes.WAITS_HEADER] = str(waits + 1)
     logger.error(
         "%s[%s] cannot go on without its journal; its message comes back in about %d s: %s",
         session.task.name,

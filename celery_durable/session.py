@@ -117,6 +117,7 @@ class Session:
             envelope=self._envelope,
             pk=int(pk) if pk is not None else None,
             recoverable=not self.eager,
+            postponed=envelopes.WAITS_HEADER in self.request.__dict__,
         )
 
     def _envelope(self) -> StoredPayload:
@@ -395,5 +396,4 @@ _WHY = {
 
 def current_session() -> Session | None:
     """The delivery whose body runs here."""
-    session: Session | None = stashing.get()
-    return session
+    return stashing.get()

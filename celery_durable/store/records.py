@@ -195,6 +195,8 @@ class OpenRequest:
     pk: int | None = None
     #: False for eager runs: recovery never looks at them.
     recoverable: bool = True
+    #: It comes back from an outage, in which no owner could renew its lease: it takes none over. Recovery does, later.
+    postponed: bool = False
     #: How often ``Task.replace`` has handed the id on.
     replacements: int = 0
 

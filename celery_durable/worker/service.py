@@ -76,6 +76,9 @@ class Service:
         )
         self._connection: Any = None
         self._producer: Any = None
+        #: When the present claim was first tried (``time.monotonic()``); None where the last one was answered.
+        self._trying_since: float | None = None
+        self._sparing_until = 0.0
 
     def stop(self) -> None:
         """Leave :meth:`run` soon."""
@@ -104,7 +107,10 @@ class Service:
 
         :returns: seconds until the next round is due.
         """
-        claims = self.recovery.claim(_BATCH)
+        if self._trying_since is None:
+            self._trying_since = time.monotonic()
+        claims = self.recovery.claim(_BATCH, spare_owners=self._spares_owners)
+        self._trying_since = None
         for execution_id in [one.id for one in claims.parked] + [one.id for one in claims.due]:
             reached("recovery.after_claim", execution_id)
         for parked in claims.parked:
@@ -116,6 +122,15 @@ class Service:
             return 0.0
         interval = self.settings.recovery_interval
         return interval if claims.next_ms is None else min(max(claims.next_ms / 1000, 0.01), interval)
+
+    def _spares_owners(self) -> bool:
+        """Whether leases that have run out are left alone: while the journal was out of reach nobody could renew
+        one, and live owners are given the time to.
+        """
+        now, lease = time.monotonic(), self.settings.lease_timeout
+        if self._trying_since is not None and now - self._trying_since > lease / 3:
+            self._sparing_until = now + lease
+        return now < self._sparing_until
 
     def _send(self, due: Due) -> None:
         if due.envelope is None:
