@@ -79,7 +79,8 @@ def from_request(task: Task[Any, Any], request: Any) -> dict[str, Any]:
         "chain": request.chain,
         "chord": request.chord,
     }
-    body = (list(request.args or ()), dict(request.kwargs or {}), embed)
+    # As they are: a serializer may tell tuples from lists.
+    body = (request.args or (), request.kwargs or {}, embed)
     serializer = _serializer_of(known.get("durable_content_type")) or task.serializer
     return _build(
         headers,
