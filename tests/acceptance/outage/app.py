@@ -1,0 +1,117 @@
+"""The application whose workers lose their database."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from celery import Celery
+
+from celery_durable import (
+    DID_NOT_HAPPEN,
+    DurableTask,
+    Happened,
+    Intent,
+    OnAmbiguous,
+    StepDescriptor,
+    StepHandle,
+    current_step,
+)
+from celery_durable.effects import Verdict
+from tests.support.conf import configure
+from tests.support.ledger import Ledger
+
+app = configure(Celery("outage"))
+
+#: A folder by which a test holds bodies back.
+GATES = "DURABLE_TEST_GATES"
+
+
+def await_gate(name: str) -> None:
+    gate = Path(os.environ[GATES]) / name
+    while not gate.exists():
+        time.sleep(0.02)
+
+
+def tell(execution: str, name: str) -> None:
+    """Tell the test that a body is here."""
+    Ledger.from_env().fire(name, execution=execution)
+
+
+def happen() -> str:
+    """An effect that the test counts."""
+    step = current_step()
+    Ledger.from_env().fire(step.name, execution=step.execution_id, key=step.idempotency_key.hex())
+    return step.name
+
+
+def asks(step: StepHandle) -> Verdict:
+    """Asks the remote side, which knows the keys of what has happened."""
+    known = Ledger.from_env().count(step.name, key=step.idempotency_key.hex())
+    return Happened(step.name) if known else DID_NOT_HAPPEN
+
+
+def paying(name: str) -> StepDescriptor:
+    return StepDescriptor.guarded(name, Intent.MONEY_MOVING, on_ambiguous=asks)
+
+
+BEFORE = StepDescriptor.guarded("before", Intent.CUSTOM, on_ambiguous=OnAmbiguous.FAIL)
+AFTER = StepDescriptor.guarded("after", Intent.CUSTOM, on_ambiguous=OnAmbiguous.FAIL)
+
+
+@app.task(base=DurableTask, bind=True, max_retries=0)
+def chain(self: DurableTask, length: int) -> list[str]:
+    """Pairs of a plain and a guarded step: when a guarded one has fired, all plain ones before it are committed.
+
+    It may not be retried: whatever happens to the database must not count as one.
+    """
+    found = []
+    for number in range(length):
+        found.append(self.durable.step(f"plain {number}", happen))
+        found.append(self.durable.step(paying(f"pay {number}"), happen))
+        time.sleep(0.01)
+    return found
+
+
+@app.task(base=DurableTask, bind=True)
+def held(self: DurableTask, gate: str) -> str:
+    """Waits within a guarded operation until a gate opens: the effect is there, its result is not."""
+
+    def operate() -> str:
+        happen()
+        await_gate(gate)
+        return "released"
+
+    self.durable.step(BEFORE, happen)
+    value = self.durable.step(StepDescriptor.guarded("held", Intent.CUSTOM, on_ambiguous=OnAmbiguous.FAIL), operate)
+    self.durable.step(AFTER, happen)
+    return value
+
+
+@app.task(base=DurableTask, bind=True)
+def beginning(self: DurableTask) -> str:
+    """Waits before its first step until the gate ``release`` opens."""
+    tell(self.request.id, "holding")
+    await_gate("release")
+    return self.durable.step(BEFORE, happen)
+
+
+@app.task(base=DurableTask, bind=True)
+def unawaited(self: DurableTask) -> str:
+    """Has a result in its buffer, and waits until the gate ``release`` opens: nothing in it needs the journal."""
+    self.durable.step("plain", happen)
+    tell(self.request.id, "holding")
+    await_gate("release")
+    return "released"
+
+
+@app.task(base=DurableTask, bind=True)
+def cut_off(self: DurableTask) -> str:
+    """Waits until its gate opens, the first owner's or the second's, and then asks for a guarded step."""
+    self.durable.step(BEFORE, happen)
+    which = "second" if self.durable.attempt else "first"
+    tell(self.request.id, "holding")
+    await_gate(which)
+    self.durable.step(AFTER, happen)
+    return f"by the {which}"

@@ -1,0 +1,68 @@
+"""A server that is frozen, and a network that swallows everything: no error ever comes, and still nobody hangs."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.wait import eventually
+
+from .arena import ACK, Arena
+from .line import line
+from .servers import FragilePostgreSQL
+
+POSTPONED = "cannot go on without its journal; its message comes back"
+SILENT = f"did not commit within {ACK:g} s (durable_ack_timeout): "
+
+
+@pytest.mark.brokers("redis")
+def test_a_frozen_server_holds_nobody(fragile: Arena, server: FragilePostgreSQL) -> None:
+    worker = fragile.start(concurrency=4)
+    fragile.send("held", "held", "release")
+    names = fragile.send_chains(5, 12)
+    fragile.await_fired(8)
+    server.freeze()
+    fragile.open_gate("release")
+    # Bodies that were in the middle of a commit, and messages that would have to connect.
+    fragile.await_said(worker, POSTPONED, 6)
+    assert f"{SILENT}TimeoutError: the server did not answer" in worker.log()
+    server.thaw()
+    fragile.check_chains(names, 12)
+    assert fragile.result("held").get(timeout=60) == "released"
+    assert [effect["name"] for effect in fragile.ledger.entries(execution="held")] == ["before", "held", "after"]
+
+
+@pytest.mark.brokers("redis")
+def test_who_was_cut_off_while_another_took_over_can_commit_nothing(fragile: Arena, server: FragilePostgreSQL) -> None:
+    """Only this worker's line is dead; the database and another worker live on."""
+    with line(fragile.database.url) as dead:
+        zombie = fragile.start(via=dead.url, name="zombie")
+        fragile.send("one", "cut_off")
+        eventually(lambda: fragile.ledger.count("holding"), 60)
+        dead.hang()
+        fragile.start(name="heir")
+        eventually(lambda: fragile.ledger.count("holding") == 2, 60)
+        # The zombie's body goes on first, and finds that it can do nothing.
+        fragile.open_gate("first")
+        fragile.await_said(zombie, POSTPONED)
+        assert fragile.ledger.count("after") == 0
+        dead.flow()
+        fragile.await_said(zombie, "is dropped: another owner runs it")
+        fragile.open_gate("second")
+        assert fragile.result("one").get(timeout=60) == "by the second"
+    assert [entry["name"] for entry in fragile.ledger.entries()] == ["before", "holding", "holding", "after"]
+    assert fragile.row("one").attempts == 1
+
+
+@pytest.mark.databases("mysql")
+@pytest.mark.brokers("redis")
+def test_a_silent_network_holds_nobody(arena: Arena) -> None:
+    """On MySQL too, whose driver has a time-out of its own for every answer."""
+    with line(arena.database.url) as quiet:
+        worker = arena.start(via=quiet.url, concurrency=2)
+        names = arena.send_chains(3, 8)
+        arena.await_fired(4)
+        quiet.hang()
+        arena.await_said(worker, POSTPONED, 3)
+        assert SILENT in worker.log()
+        quiet.flow()
+        arena.check_chains(names, 8)
