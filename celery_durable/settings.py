@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from .codec.formats import format_of_setting
 from .errors import ConfigurationError
 from .store.database import parse_url
 
@@ -22,11 +24,11 @@ LOSSY_TRANSPORTS: Final = frozenset({"filesystem", "sqlalchemy", "sqla"})
 
 
 def _positive(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+    return _not_negative(value) and value > 0
 
 
 def _not_negative(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _count(value: Any) -> bool:
@@ -70,7 +72,7 @@ class Settings:
     #: What to do when the journal cannot be reached.
     on_unavailable: str = _setting("raise", lambda v: v in ("raise", "degrade"), "'raise' or 'degrade'")
     #: Record executions when they are published; None: on transports that lose messages.
-    outbox: bool | None = _setting(None, lambda v: v in (None, True, False), "True, False or None")
+    outbox: bool | None = _setting(None, lambda v: v is None or isinstance(v, bool), "True, False or None")
 
     @property
     def lease_ms(self) -> int:
@@ -115,6 +117,7 @@ def load(app: Celery) -> Settings:
     if settings.outbox is None:
         settings = replace(settings, outbox=_loses_messages(app))
     parse_url(settings.database_url)
+    format_of_setting(settings.serializer)
     return settings
 
 
@@ -138,8 +141,8 @@ def _strip(key: Any, namespace: str | None) -> str | None:
     prefix = f"{namespace.lower()}_" if isinstance(namespace, str) and namespace else None
     if prefix and lowered.startswith(prefix):
         lowered = lowered[len(prefix) :]
-    elif key != lowered and not key.isupper():
-        return None
+    elif key != lowered and (prefix or not key.isupper()):
+        return None  # in a namespace, what lies outside it is somebody else's
     return lowered[len(PREFIX) :] if lowered.startswith(PREFIX) else None
 
 
