@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from celery.exceptions import Ignore, Reject, Retry
+from celery.exceptions import Ignore, Reject, Retry, TaskPredicate
 
 from . import envelope as envelopes
 from .control import Park, Suspend
@@ -186,13 +187,27 @@ class Ending:
 
     def abandon(self, run: Run) -> None:
         """Write what is left, and give the lease back, as soon as the database answers."""
-        ownership, owner = self._runtime.ownership, self._session.owner
+        recoverable = not self._session.eager
+        self._when_back(run, lambda b: self._runtime.ownership.release(b, self._session.owner, recoverable=recoverable))
+
+    def catch_up(self, run: Run, state: State, outcome: StoredPayload) -> None:
+        """The run has gone on without its journal, and Celery is told how it ended: record that as soon as the
+        database answers, or recovery would have the body run again.
+        """
+        owner = self._session.owner
+        self._when_back(run, lambda b: self._runtime.ownership.finish(b, owner, state, outcome, dispatched=True))
+
+    def left_degraded(self, run: Run, error: BaseException) -> None:
+        """The body was left by ``error`` after it had gone on without its journal."""
+        if isinstance(error, Exception) and not isinstance(error, TaskPredicate) and not is_interruption(error):
+            self.catch_up(run, State.FAILED, pack_error(self._runtime, error))
+        else:
+            self.abandon(run)  # a retry too: recovery sends the message again
+
+    def _when_back(self, run: Run, settle: Callable[[Batch], None]) -> None:
         nothing = Batch(run.fence, run.generation, ())
         run.buffer.closed = False
-        recoverable = not self._session.eager
-        self._runtime.keeper.abandon(
-            run.buffer, self._runtime.writer, lambda: ownership.release(nothing, owner, recoverable=recoverable)
-        )
+        self._runtime.keeper.abandon(run.buffer, self._runtime.writer, lambda: settle(nothing))
 
 
 def _seconds(when: Any) -> float:

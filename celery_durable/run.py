@@ -157,7 +157,7 @@ class Run:
     def _unavailable(self, error: JournalUnavailable) -> None:
         if not self._degrade(error):
             raise self.stuck(error)
-        # The rest of this run is not durable; what was buffered is given up.
+        # The rest of this run is not durable. What is buffered is still committed if the database comes back.
         self.buffer.degraded = True
         self.buffer.failure = None
         self.counters.degraded += 1
@@ -235,8 +235,11 @@ class Run:
             self.append(item.entry, finishes=True)
 
     def doubts(self) -> list[PendingError]:
-        """Guarded steps whose effect is in doubt, and that the body has not handled."""
-        return [e for e in self.pending if e.doubt is not None]
+        """Guarded steps whose effect is in doubt, and that the body has not handled.
+
+        Without a journal there is nothing that could wait for an operator: then errors are just errors.
+        """
+        return [] if self.buffer.degraded else [e for e in self.pending if e.doubt is not None]
 
     def must_park(self, error: GuardConflict) -> None:
         self.stuck(Park(error.message))

@@ -287,20 +287,18 @@ class Session:
     # -- ways out -------------------------------------------------------------------------------------------
 
     def _complete(self, run: Run, value: Any) -> Any:
-        if run.buffer.degraded:
-            return value
         try:
             outcome = pack_value(self.runtime, self.task, value)
-        except PayloadError as error:
-            self._left(run, error)
-            raise
-        try:
-            self.ending.finish(run, State.COMPLETED, outcome)
-        except (JournalUnavailable, LeaseLost) as error:
-            if isinstance(error, JournalUnavailable) and self._degrade(error):
-                return value
-            self._left(run, error)
-            raise self._verdict(error) from error
+            if not run.buffer.degraded:
+                self.ending.finish(run, State.COMPLETED, outcome)
+        except (JournalUnavailable, LeaseLost, PayloadError) as error:
+            if not (isinstance(error, JournalUnavailable) and self._degrade(error)):
+                self._left(run, error)
+                verdict = self._verdict(error)
+                raise verdict from (None if verdict is error else error)
+            run.buffer.degraded = True
+        if run.buffer.degraded:
+            self.ending.catch_up(run, State.COMPLETED, outcome)
         return value
 
     def _left(self, run: Run, error: BaseException) -> None:
@@ -311,6 +309,7 @@ class Session:
         if isinstance(error, ReplayDivergence):
             raise error
         if run.buffer.degraded:
+            self.ending.left_degraded(run, error)
             return
         try:
             self.ending.settle(run, error)

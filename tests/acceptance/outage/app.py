@@ -98,11 +98,14 @@ def beginning(self: DurableTask) -> str:
 
 
 @app.task(base=DurableTask, bind=True)
-def unawaited(self: DurableTask) -> str:
-    """Has a result in its buffer, and waits until the gate ``release`` opens: nothing in it needs the journal."""
-    self.durable.step("plain", happen)
+def ends(self: DurableTask, fails: bool) -> str:
+    """Waits between two guarded steps until the gate ``release`` opens, and then returns or fails."""
+    self.durable.step(BEFORE, happen)
     tell(self.request.id, "holding")
     await_gate("release")
+    self.durable.step(AFTER, happen)
+    if fails:
+        raise LookupError("it failed")
     return "released"
 
 
