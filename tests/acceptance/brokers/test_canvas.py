@@ -13,23 +13,26 @@ from tests.support.wait import eventually
 
 from .arena import APP, Arena
 
-pytestmark = [pytest.mark.brokers("redis"), pytest.mark.databases("sqlite", "postgresql")]
+pytestmark = [pytest.mark.brokers("redis"), pytest.mark.databases("postgresql")]
 
-#: A process is killed before its outcome is committed, or after that and before Celery knows of it.
-KILLS = ("task.before_outcome", "task.after_outcome")
+#: A process is killed before its outcome is committed, after that and before Celery knows of it, or when Celery has
+#: sent the callbacks and nobody has noted that.
+KILLS = ("task.before_outcome", "task.after_outcome", "task.returned")
 
 
 class Canvas:
-    """Makes signatures whose processes are killed, at every second one before its outcome, at the others after it."""
+    """Makes signatures whose processes are killed, each of three at another point."""
 
-    def __init__(self, arena: Arena) -> None:
+    def __init__(self, arena: Arena, shift: int) -> None:
         self.arena = arena
         self.worker = arena.worker(concurrency=3)
         self.ids: list[str] = []
+        #: Which point is the first one's.
+        self.shift = shift
 
     def sign(self, task: str, *args: Any) -> Signature[Any]:
         execution = f"{task}-{len(self.ids)}"
-        self.arena.arm(execution, KILLS[len(self.ids) % 2])
+        self.arena.arm(execution, KILLS[(len(self.ids) + self.shift) % len(KILLS)])
         self.ids.append(execution)
         return self.sign_only(task, *args, id=execution)
 
@@ -46,10 +49,15 @@ class Canvas:
 
 
 @pytest.fixture
-def canvas(arena: Arena) -> Canvas:
-    return Canvas(arena)
+def canvas(arena: Arena, request: pytest.FixtureRequest) -> Canvas:
+    return Canvas(arena, getattr(request, "param", 0))
 
 
+#: Every member dies at every point once.
+everywhere = pytest.mark.parametrize("canvas", range(len(KILLS)), ids=KILLS, indirect=True)
+
+
+@everywhere
 def test_a_chain(canvas: Canvas):
     result = chain(canvas.sign("add", 1, 1), canvas.sign("add", 2), canvas.sign("add", 3)).apply_async()
     assert result.get(timeout=60) == 7
@@ -62,6 +70,7 @@ def test_a_group(canvas: Canvas):
     canvas.expect_once()
 
 
+@everywhere
 def test_a_chord(canvas: Canvas):
     result = chord([canvas.sign("add", number, 1) for number in range(4)], canvas.sign("total")).apply_async()
     assert result.get(timeout=60) == 10
@@ -83,6 +92,7 @@ def test_a_chord_of_chains(canvas: Canvas):
     canvas.expect_once()
 
 
+@everywhere
 def test_callbacks_and_errbacks(canvas: Canvas):
     good, bad = canvas.sign("add", 1, 2), canvas.sign("refuse")
     good.link(canvas.sign("add", 10))
