@@ -118,5 +118,3 @@ def cases(bodies: Bodies, ground: Floor, *, quick: bool) -> list[Case]:
         _with_result(bodies, "100 KB", "x" * 100_000, 1 if quick else 5),
         *ingredients.cases(bodies, quick=quick),
     ]
-
-

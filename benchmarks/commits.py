@@ -1,0 +1,70 @@
+"""How many transactions a database has committed, by its own count."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from tests.support.databases import JournalDatabase
+from tests.support.wait import eventually
+
+__all__ = ["counter"]
+
+
+def counter(database: JournalDatabase) -> Callable[[], int]:
+    """Gives the number of commits so far; only differences mean something, and only while nobody is connected.
+
+    * SQLite: the change counter of the WAL index. Write transactions of every process, and nothing else.
+    * PostgreSQL: ``pg_stat_database.xact_commit`` of this database. Everything that committed, single reads included.
+    * MySQL, MariaDB: ``Com_commit`` of the *server*, so others who use it are counted too. An insert in autocommit mode
+      is no COMMIT, and is not counted.
+    """
+    return {"sqlite": _sqlite, "postgresql": _postgresql}.get(database.kind, _mysql)(database)
+
+
+def _sqlite(database: JournalDatabase) -> Callable[[], int]:
+    path = sa.make_url(database.url).database
+    assert path
+    # Without a connection the index would go with the last worker.
+    keeper = database.engine(poolclass=sa.pool.StaticPool).connect()
+    keeper.exec_driver_sql("SELECT 1 FROM sqlite_master").all()
+
+    def read() -> int:
+        assert not keeper.closed
+        # https://sqlite.org/walformat.html: version, unused, change counter, in the machine's byte order.
+        return int(struct.unpack_from("=3I", Path(f"{path}-shm").read_bytes())[2])
+
+    return read
+
+
+def _postgresql(database: JournalDatabase) -> Callable[[], int]:
+    url = sa.make_url(database.url)
+    name = url.database
+    # From another database of the server: who asks must not be counted.
+    elsewhere = JournalDatabase("postgresql", url.set(database="postgres").render_as_string(hide_password=False), "")
+
+    def alone() -> bool:
+        # A connection reports what it did when it ends; before that, it may take ten seconds.
+        query = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{name}'"
+        return int(_first(elsewhere, query)[0]) == 0
+
+    def read() -> int:
+        database.dispose()
+        eventually(alone, 60, f"somebody is still connected to {name}")
+        return int(_first(elsewhere, f"SELECT xact_commit FROM pg_stat_database WHERE datname = '{name}'")[0])
+
+    return read
+
+
+def _mysql(database: JournalDatabase) -> Callable[[], int]:
+    return lambda: int(_first(database, "SHOW GLOBAL STATUS LIKE 'Com_commit'")[1])
+
+
+def _first(database: JournalDatabase, query: str) -> Any:
+    engine = database.engine(isolation_level="AUTOCOMMIT", poolclass=sa.pool.NullPool)
+    with engine.connect() as connection:
+        return connection.execute(sa.text(query)).one()

@@ -1,0 +1,100 @@
+"""Whole tasks through a real prefork worker, beside the same task without durability."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from tests.support.worker import WorkerProcess
+
+from .commits import counter
+from .harness import Case, Figure, Note
+from .stage import Stage
+
+__all__ = ["BARE_TASK", "KINDS", "PLAIN_TASK", "Kind", "commits", "commits_of", "durable", "latency", "rate", "tasks"]
+
+
+class Kind(NamedTuple):
+    """A task, and how it is called."""
+
+    name: str
+    task: str
+    argument: int
+
+
+PLAIN_TASK = "plain task"
+BARE_TASK = "plain task with one bare commit"
+
+
+def durable(steps: int) -> str:
+    """Name of a durable task."""
+    return f"durable task of {steps} steps"
+
+
+KINDS = (
+    Kind(PLAIN_TASK, "plain", 5),
+    Kind(BARE_TASK, "bare", 5),
+    *(Kind(durable(steps), "durable", steps) for steps in (0, 5, 20)),
+    Kind("durable task of 2 guarded steps", "guarded", 2),
+)
+
+
+def rate(kind: str) -> str:
+    """Name of the figure: tasks per second from a full queue."""
+    return f"{kind}, tasks/s"
+
+
+def latency(kind: str) -> str:
+    """Name of the figure: from publishing to the end of the task, on an idle worker."""
+    return f"{kind}, latency"
+
+
+def commits_of(kind: str) -> str:
+    """Name of the figure: commits that the database counted, per task."""
+    return f"{kind}, commits"
+
+
+def _throughput(stage: Stage, kind: Kind, workers: Sequence[WorkerProcess], number: int) -> Case:
+    def turn(note: Note) -> None:
+        note(rate(kind.name), stage.throughput(kind.task, kind.argument, number, workers))
+
+    return Case({rate(kind.name): "1/s"}, turn)
+
+
+def _latency(stage: Stage, kind: Kind, number: int) -> Case:
+    def turn(note: Note) -> None:
+        for _ in range(number):
+            note(latency(kind.name), stage.latency(kind.task, kind.argument))
+
+    return Case({latency(kind.name): "s"}, turn)
+
+
+def tasks(stage: Stage, worker: WorkerProcess, *, quick: bool) -> tuple[list[Case], list[Case]]:
+    """The suite: throughput, and latency."""
+    load, single = (60, 5) if quick else (1000, 50)
+    return (
+        [_throughput(stage, kind, [worker], load) for kind in KINDS],
+        [_latency(stage, kind, single) for kind in KINDS],
+    )
+
+
+def commits(stage: Stage, *, quick: bool, progress: Callable[[str], None]) -> dict[str, Figure]:
+    """What the database counts while a worker lives, in which recovery rests: with many tasks, less with few."""
+    few, many = (5, 30) if quick else (10, 260)
+    count = counter(stage.database)
+
+    def life(kind: Kind, number: int) -> int:
+        before = count()
+        worker = stage.worker(concurrency=1, durable_recovery_interval=25.0)
+        stage.work(kind.task, kind.argument, number)
+        worker.end()
+        return count() - before
+
+    figures = {}
+    for kind in KINDS:
+        if quick and kind.name != durable(5):
+            continue
+        progress(f"counting commits: {kind.name}")
+        name = commits_of(kind.name)
+        figures[name] = Figure(name, "commits", [[(life(kind, many) - life(kind, few)) / (many - few)]])
+    return figures
