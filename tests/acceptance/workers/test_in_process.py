@@ -90,17 +90,16 @@ def place(broker: MessageBroker, database: JournalDatabase, ledger: Ledger) -> I
     app.close()
 
 
-@pytest.mark.parametrize("pool", ["solo", "threads"])
-def test_the_embedded_worker_runs_and_recovers_executions(place: Place, pool: str):
+def test_the_embedded_worker_runs_and_recovers_executions(place: Place):
     # The result backend is one for all tests of this process, so ids are this test's own.
-    first, second, failing = (f"{pool}-{number}" for number in range(3))
+    first, second, failing = (f"embedded-{number}" for number in range(3))
 
     def failed(times: int) -> None:
         """Wait until the body of the failing execution has been run so often, and its failure is its outcome."""
         eventually(lambda: place.ledger.count("body", id=failing) == times, 60)
         eventually(lambda: place.row(failing).state is State.FAILED and place.row(failing).wake_at is None, 60)
 
-    with start_worker(place.app, pool=pool, perform_ping_check=False):
+    with start_worker(place.app, perform_ping_check=False):
         assert place.work.apply_async((1,), task_id=first).get(timeout=60) == 4
         assert place.later.apply_async((5,), task_id=second).get(timeout=60) == 10
         row = place.row(first)

@@ -9,9 +9,9 @@ from tests.support.wait import eventually
 
 from .arena import Arena
 
-POOLS = ["prefork", "threads", "gevent", "solo"]
+pytestmark = pytest.mark.brokers("redis")
 
-pytestmark = [pytest.mark.brokers("redis"), pytest.mark.parametrize("pool", POOLS)]
+POOLS = ["prefork", "threads", "gevent", "solo"]
 
 #: Task and its arguments -> what it returns, and how often each of its steps is called.
 BODIES = {
@@ -23,6 +23,7 @@ BODIES = {
 
 
 @pytest.mark.databases("sqlite", "postgresql")
+@pytest.mark.parametrize("pool", POOLS)
 def test_steps_retries_coroutines_and_branches_run_on(arena: Arena, pool: str):
     arena.worker(pool=pool, concurrency=2, conf={"worker_prefetch_multiplier": 4})
     for task, *args in BODIES:
@@ -36,7 +37,8 @@ def test_steps_retries_coroutines_and_branches_run_on(arena: Arena, pool: str):
     assert arena.row("failing_once").retries == 1
 
 
-@pytest.mark.databases("sqlite", "postgresql")
+@pytest.mark.databases("postgresql")
+@pytest.mark.parametrize("pool", POOLS)
 def test_another_worker_goes_on_with_what_a_killed_one_had_on(arena: Arena, pool: str):
     lost = arena.worker(pool=pool)
     arena.send("held-1", "held")
@@ -59,6 +61,7 @@ def test_another_worker_goes_on_with_what_a_killed_one_had_on(arena: Arena, pool
 
 
 @pytest.mark.databases("sqlite")
+@pytest.mark.parametrize("pool", POOLS)
 def test_a_body_that_raises_what_ends_programs_does_not_end_its_worker_and_is_quarantined(arena: Arena, pool: str):
     """SystemExit is left to the pool in a stop only; here it counts as the death of an owner."""
     limit = {"durable_max_attempts": 1, "durable_recovery_interval": 0.2}
