@@ -148,12 +148,13 @@ def _plain(value: Any) -> Any:
 
 
 def _route(exchange: str | None, routing_key: str | None, queue: str | None) -> dict[str, str]:
+    if exchange and not exchange.startswith("celery_delayed") and routing_key:
+        # Celery publishes by these two; a queue beside them, the default one perhaps, is only declared.
+        return {"exchange": exchange, "routing_key": routing_key}
     if queue:
         return {"queue": queue}
     if not exchange and routing_key:
         return {"queue": routing_key}  # the anonymous exchange routes by queue name
-    if exchange and not exchange.startswith("celery_delayed") and routing_key:
-        return {"exchange": exchange, "routing_key": routing_key}
     return {}  # by the application's own routes, when it is sent
 
 
