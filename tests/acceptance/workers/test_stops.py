@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 from typing import Any
 
+import celery
 import pytest
 
 from celery_durable.store.records import State
@@ -16,6 +17,8 @@ from tests.support.worker import WorkerProcess
 from .arena import PATIENT, Arena
 
 pytestmark = [pytest.mark.brokers("redis"), pytest.mark.databases("sqlite")]
+
+soft_stop = pytest.mark.skipif(celery.VERSION < (5, 5), reason="Celery has soft stops since 5.5")
 
 
 def _begin(arena: Arena, **options: Any) -> tuple[WorkerProcess, WorkerProcess]:
@@ -106,6 +109,7 @@ def test_sigterm_can_be_made_the_cold_stop(arena: Arena, monkeypatch: pytest.Mon
     _expect_heir(arena, heir)
 
 
+@soft_stop
 def test_a_soft_stop_waits_for_bodies_and_then_gives_them_back(arena: Arena):
     soft = {"worker_soft_shutdown_timeout": 120}
     first, heir = _begin(arena, concurrency=2, conf=soft)
@@ -122,6 +126,7 @@ def test_a_soft_stop_waits_for_bodies_and_then_gives_them_back(arena: Arena):
     assert arena.row("quick").epoch == 1
 
 
+@soft_stop
 def test_a_soft_stop_has_an_end(arena: Arena):
     first, heir = _begin(arena, conf={"worker_soft_shutdown_timeout": 1})
     first.kill(signal.SIGQUIT)
