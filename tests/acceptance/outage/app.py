@@ -118,3 +118,29 @@ def cut_off(self: DurableTask) -> str:
     await_gate(which)
     self.durable.step(AFTER, happen)
     return f"by the {which}"
+
+
+# -- bodies with mistakes in them -------------------------------------------------------------------------------
+
+
+class Unstorable:
+    """Nothing that could be stored."""
+
+
+@app.task(base=DurableTask, bind=True)
+def mistaken(self: DurableTask, mistake: str) -> object:
+    """Does one guarded step, and then something that cannot work."""
+    self.durable.step(BEFORE, happen)
+    if mistake == "argument":
+        self.durable.step("wrong", len, [Unstorable()])
+    elif mistake == "result":
+        self.durable.step("wrong", lambda: {"a": [Unstorable()]})
+    elif mistake == "guarded result":
+        self.durable.step(AFTER, lambda: {"a": [Unstorable()]})
+    elif mistake == "size":
+        self.durable.step("wrong", lambda: "x" * 3000)
+    elif mistake == "nested":
+        self.durable.step("wrong", lambda: self.durable.step("inner", len, ""))
+    elif mistake == "return":
+        return Unstorable()
+    return "no mistake"

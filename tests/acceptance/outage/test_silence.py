@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-import pytest
+import gc
+import time
 
+import psutil
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import make_url
+
+from celery_durable import JournalUnavailable
+from celery_durable.store import Database, migrations
+from tests.support.databases import JournalDatabase
 from tests.support.wait import eventually
 
 from .arena import ACK, Arena
-from .line import line
+from .line import Line, line
 from .servers import FragilePostgreSQL
 
 POSTPONED = "cannot go on without its journal; its message comes back"
@@ -66,3 +75,37 @@ def test_a_silent_network_holds_nobody(arena: Arena) -> None:
         assert SILENT in worker.log()
         quiet.flow()
         arena.check_chains(names, 8)
+
+
+@pytest.mark.databases("postgresql", "mysql")
+def test_a_wait_for_silence_ends_with_its_time_out_and_leaves_nothing(database: JournalDatabase) -> None:
+    with line(database.url) as quiet:
+        migrations.upgrade(database.url)
+        journal = Database(quiet.url, timeout=ACK)
+        assert [ask(answer) for ask in (journal.read, journal.write)] == [42, 42]
+        before = connections(quiet)
+        quiet.hang()
+        # On connections that are there, and then on one that would have to be made.
+        for ask in (journal.read, journal.write, journal.write):
+            began = time.monotonic()
+            with pytest.raises(JournalUnavailable) as late:
+                ask(answer)
+            # To connect takes what the drivers allow at least, which is two seconds.
+            assert time.monotonic() - began < 2 * ACK + 2
+            assert SILENT in str(late.value)
+        quiet.flow()
+        assert [ask(answer) for ask in (journal.read, journal.write)] == [42, 42]
+        del late  # its traceback holds what could not be made
+        gc.collect()
+        assert connections(quiet) <= before
+        journal.dispose()
+
+
+def connections(quiet: Line) -> int:
+    """Descriptors of this process that lead to the line."""
+    port = make_url(quiet.url).port
+    return sum(bool(one.raddr) and one.raddr.port == port for one in psutil.Process().net_connections())
+
+
+def answer(connection: sa.Connection) -> int:
+    return int(connection.execute(sa.text("SELECT 42")).scalar_one())

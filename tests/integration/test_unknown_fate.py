@@ -1,0 +1,109 @@
+"""A commit of which only the answer is missing: the server may have done it, may be at it still, or never will."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from celery_durable.store import Database, Journal, Ownership, migrations
+from celery_durable.store.journal import insert_entries
+from celery_durable.store.records import (
+    Batch,
+    Entry,
+    EntryKind,
+    Fence,
+    Opened,
+    OpenRequest,
+    StoredPayload,
+)
+from celery_durable.store.statements import FENCE
+from celery_durable.store.tables import executions, journal
+from tests.support.databases import JournalDatabase
+from tests.support.wait import eventually
+
+LEASE_MS = 60_000
+
+#: On SQLite nobody else can be in the middle of a commit: there is one writer at a time, and it is this machine's.
+pytestmark = pytest.mark.databases("postgresql", "mysql")
+
+
+@pytest.fixture
+def store(database: JournalDatabase) -> Iterator[Database]:
+    migrations.upgrade(database.url)
+    opened = Database(database.url, timeout=30)
+    yield opened
+    opened.dispose()
+
+
+@pytest.fixture
+def fence(store: Database) -> Fence:
+    """Of an execution that runs."""
+    ownership = Ownership(store, namespace="fate", lease_ms=LEASE_MS, max_attempts=10)
+    envelope = StoredPayload(0, b"{}")
+    opened = ownership.open(OpenRequest("one", "task", "owner", retries=0, envelope=lambda: envelope))
+    assert isinstance(opened, Opened)
+    return opened.fence
+
+
+def batch_of(fence: Fence, **options: Any) -> Batch:
+    entries = [Entry("", n, 0, EntryKind.RESULT, None, f"step {n}", payload=StoredPayload(0, b"1")) for n in range(2)]
+    return Batch(fence, 1, tuple(entries), steps=2, **options)
+
+
+def rows(store: Database) -> tuple[int, int]:
+    """Entries in the journal, and the execution's count of steps."""
+    return store.read(
+        lambda c: (
+            c.execute(sa.select(sa.func.count()).select_from(journal)).scalar_one(),
+            c.execute(sa.select(executions.c.steps)).scalar_one(),
+        )
+    )
+
+
+@pytest.mark.parametrize("commits", [True, False], ids=["it commits", "it is undone"])
+@pytest.mark.parametrize("again", ["append", "fold"])
+def test_a_commit_that_is_still_under_way_is_waited_for(
+    database: JournalDatabase, store: Database, fence: Fence, commits: bool, again: str
+) -> None:
+    """Its connection was given up, but the server goes on with it while the same is tried again."""
+    batch = batch_of(fence, again=True)
+    journal_of = Journal(store, lease_ms=LEASE_MS)
+    if again == "fold":
+        kept = tuple(entry._replace(kind=EntryKind.CHECKPOINT) for entry in batch.entries)
+        batch = Batch(fence, 1, kept)
+    answers: list[Any] = []
+    act: Callable[[], Any] = {
+        "append": lambda: journal_of.append([batch]),
+        "fold": lambda: journal_of.fold(batch, []),
+    }[again]
+    second = threading.Thread(target=lambda: answers.append(act()))
+    with database.engine(isolation_level="READ COMMITTED").connect() as first:
+        values = {"b_pk": fence.pk, "b_epoch": fence.epoch, "b_lease": LEASE_MS, "b_steps": batch.steps}
+        assert first.execute(FENCE, values).rowcount == 1
+        insert_entries(first, [batch])
+        second.start()
+        eventually(lambda: waiting(database), 30, "nobody waits for the first try")
+        assert answers == []
+        if commits:
+            first.commit()
+        else:
+            first.rollback()
+    second.join(30)
+    assert answers == [set() if again == "append" else True]
+    assert rows(store) == (2, 2 if again == "append" else 0)
+
+
+def waiting(database: JournalDatabase) -> bool:
+    """Whether a transaction waits for another one's lock."""
+    question = {
+        "postgresql": "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() "
+        "AND wait_event_type = 'Lock'",
+        "mysql": "SELECT COUNT(*) FROM information_schema.innodb_trx t JOIN information_schema.processlist p "
+        "ON p.id = t.trx_mysql_thread_id WHERE p.db = DATABASE() AND t.trx_state = 'LOCK WAIT'",
+    }[database.kind]
+    with database.engine().connect() as connection:
+        return bool(connection.execute(sa.text(question)).scalar_one())
