@@ -158,6 +158,34 @@ def test_an_operation_is_never_silent_and_its_records_name_it(lab: Lab, caplog: 
     assert caplog.records[0].order == 7  # type: ignore[attr-defined]
 
 
+def test_an_operation_is_heard_while_later_steps_are_still_to_be_replayed(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="tests.body")
+
+    async def crash() -> None:
+        raise Crash
+
+    async def slow() -> None:
+        log.info("runs")
+
+    async def fast() -> None:
+        pass
+
+    async def overtaken(ctx: DurableContext) -> None:
+        first = ctx.step("slow", crash)
+        await ctx.step("fast", fast)
+        await first
+
+    async def in_order(ctx: DurableContext) -> None:
+        await ctx.step("slow", slow)
+        await ctx.step("fast", fast)
+
+    lab.crash(overtaken)
+    lab.run(in_order)
+    assert told(caplog, "tests.body") == ["runs"]
+
+
 def test_outside_a_body_it_is_an_ordinary_logger(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, logger="tests.body")
     log.info("too low")
