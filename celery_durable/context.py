@@ -7,8 +7,8 @@ import datetime as dt
 import inspect
 import random
 import uuid
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar, cast
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar, cast, overload
 
 from . import divergence
 from .actions import Outcome, StepCall
@@ -90,9 +90,22 @@ class DurableContext:
         descriptor, op = self._descriptor(what, op)
         return cast("R", self._call(self._here(), descriptor, op, args, kwargs, inspect.iscoroutinefunction(op)))
 
+    @overload
+    def step_recorded(
+        self,
+        what: str | StepDescriptor,
+        op: Callable[P, Coroutine[Any, Any, Any]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Coroutine[Any, Any, StepRecord]: ...
+
+    @overload
     def step_recorded(
         self, what: str | StepDescriptor, op: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Any:
+    ) -> StepRecord: ...
+
+    def step_recorded(self, what: str | StepDescriptor, op: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """As :meth:`step`, but returns the :class:`StepRecord`: id, key, value, whether it was replayed.
 
         For a coroutine function: an awaitable of it.

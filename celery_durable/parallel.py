@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, cast, overload
 
 from . import divergence
 from .current import Active, active
@@ -94,7 +94,15 @@ class Parallel:
 
     # -- branches -------------------------------------------------------------------------------------------
 
-    def submit(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Branch[R]:
+    @overload
+    def submit(
+        self, function: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Branch[R]: ...
+
+    @overload
+    def submit(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Branch[R]: ...
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Branch[Any]:
         """Start a branch: a step, or any callable that does steps. Its positions are fixed here.
 
         In a plain ``with`` scope a branch is a thread; in ``async with`` it is a coroutine.
@@ -111,7 +119,7 @@ class Parallel:
                     f"a branch of an 'async with' scope is a coroutine function; {function!r} is a plain one. Use a "
                     "plain 'with' scope, whose branches are threads."
                 )
-            branch: Branch[R] = Branch(asyncio.ensure_future(self._run_async(scope, function, args, kwargs)))
+            branch: Branch[Any] = Branch(asyncio.ensure_future(self._run_async(scope, function, args, kwargs)))
         else:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self._max_workers, thread_name_prefix="durable-branch")
@@ -121,14 +129,24 @@ class Parallel:
         self._scopes.append(scope)
         return branch
 
-    def step(self, what: str | StepDescriptor, op: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Branch[R]:
+    @overload
+    def step(
+        self, what: str | StepDescriptor, op: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Branch[R]: ...
+
+    @overload
+    def step(
+        self, what: str | StepDescriptor, op: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Branch[R]: ...
+
+    def step(self, what: str | StepDescriptor, op: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Branch[Any]:
         """A branch that is one step; parameters as in :meth:`DurableContext.step`."""
         if inspect.iscoroutinefunction(op):
 
             async def one() -> Any:
-                return await cast("Any", self._context.step(what, op, *args, **kwargs))
+                return await self._context.step(what, op, *args, **kwargs)
 
-            return cast("Branch[R]", self.submit(one))
+            return self.submit(one)
         return self.submit(lambda: self._context.step(what, op, *args, **kwargs))
 
     def _branch_scope(self, index: int) -> ScopeState:

@@ -7,19 +7,18 @@ import inspect
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, ParamSpec, TypeVar, get_type_hints, overload
+from types import MethodType
+from typing import Any, Concatenate, Final, Generic, NamedTuple, ParamSpec, TypeVar, get_type_hints, overload
 
 from .current import active
 from .effects import UNSET, Effect, Guard, Intent, OnAmbiguous, Policy, guarded
 from .errors import AmbiguityPolicyRequired, ConfigurationError
 from .retry import Retry
 
-if TYPE_CHECKING:
-    from types import MethodType
-
 __all__ = ["Step", "StepDescriptor", "StepRecord", "describe", "return_types", "step"]
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 R = TypeVar("R")
 
 #: Names longer than this do not fit the journal's column on every database.
@@ -192,12 +191,14 @@ class Step(Generic[P, R]):
             return self.operation(*args, **kwargs)
         return here.context._call(here.scope, self.descriptor, self.operation, args, kwargs, self.is_async)  # type: ignore[no-any-return]
 
-    def __get__(self, instance: Any, owner: type | None = None) -> Step[P, R] | MethodType:
-        if instance is None:
-            return self
-        from types import MethodType
+    @overload
+    def __get__(self, instance: None, owner: type) -> Step[P, R]: ...
 
-        return MethodType(self, instance)
+    @overload
+    def __get__(self: Step[Concatenate[Any, Q], R], instance: object, owner: type | None = None) -> Callable[Q, R]: ...
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else MethodType(self, instance)
 
     def __repr__(self) -> str:
         return f"<step {self.descriptor.name!r} ({self.descriptor.effect.value})>"
