@@ -3,7 +3,8 @@
 #   make demo                 the example project, live in the terminal
 #   make test                 the test suite, on every database and broker found on this machine
 #   make lint                 style, format and types
-#   make test ARGS='-k lease' extra arguments for pytest (or for the demo)
+#   make bench                what it costs, measured beside what it is compared with
+#   make test ARGS='-k lease' extra arguments for pytest (the demo, the benchmark)
 #   PYTHON=python3.12 make test
 #
 # The virtual environment is made on first use and kept up to date with pyproject.toml.
@@ -16,7 +17,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test bench lint format clean
 
 help:
 	@sed -n '/^#   /s/^#   //p' Makefile
@@ -43,6 +44,13 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
 
+bench: $(VENV)/.ready-bench
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+$(VENV)/.ready-bench: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group bench
+	@touch $@
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -54,4 +62,4 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .tox .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) benchmarks/peers/.environments .tox .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -54,7 +54,7 @@ class Bodies:
             finally:
                 bodies._inside = time.perf_counter() - begin
 
-        self._task = self.app.task(body, base=DurableTask, bind=True, name="body", shared=False)
+        self._task = self.app.task(base=DurableTask, bind=True, name="body", shared=False)(body)
         self._ids = (f"bench-{secrets.token_hex(4)}-{number}" for number in itertools.count())
 
     @property

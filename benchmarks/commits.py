@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -33,12 +33,19 @@ def _sqlite(database: JournalDatabase) -> Callable[[], int]:
     keeper = database.engine(poolclass=sa.pool.StaticPool).connect()
     keeper.exec_driver_sql("SELECT 1 FROM sqlite_master").all()
 
+    # Opened once and left open: to close it would drop this process's locks on it, the keeper's too.
+    index = os.open(f"{path}-shm", os.O_RDONLY)
+
     def read() -> int:
         assert not keeper.closed
         # https://sqlite.org/walformat.html: version, unused, change counter, in the machine's byte order.
-        return int(struct.unpack_from("=3I", Path(f"{path}-shm").read_bytes())[2])
+        return int(struct.unpack("=3I", os.pread(index, 12, 0))[2])
 
     return read
+
+
+_CONNECTED = "SELECT count(*) FROM pg_stat_activity WHERE datname = :name"
+_COMMITTED = "SELECT xact_commit FROM pg_stat_database WHERE datname = :name"
 
 
 def _postgresql(database: JournalDatabase) -> Callable[[], int]:
@@ -49,13 +56,12 @@ def _postgresql(database: JournalDatabase) -> Callable[[], int]:
 
     def alone() -> bool:
         # A connection reports what it did when it ends; before that, it may take ten seconds.
-        query = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{name}'"
-        return int(_first(elsewhere, query)[0]) == 0
+        return int(_first(elsewhere, _CONNECTED, name=name)[0]) == 0
 
     def read() -> int:
         database.dispose()
         eventually(alone, 60, f"somebody is still connected to {name}")
-        return int(_first(elsewhere, f"SELECT xact_commit FROM pg_stat_database WHERE datname = '{name}'")[0])
+        return int(_first(elsewhere, _COMMITTED, name=name)[0])
 
     return read
 
@@ -64,7 +70,7 @@ def _mysql(database: JournalDatabase) -> Callable[[], int]:
     return lambda: int(_first(database, "SHOW GLOBAL STATUS LIKE 'Com_commit'")[1])
 
 
-def _first(database: JournalDatabase, query: str) -> Any:
+def _first(database: JournalDatabase, query: str, **values: Any) -> Any:
     engine = database.engine(isolation_level="AUTOCOMMIT", poolclass=sa.pool.NullPool)
     with engine.connect() as connection:
-        return connection.execute(sa.text(query)).one()
+        return connection.execute(sa.text(query), values).one()

@@ -98,3 +98,25 @@ def commits(stage: Stage, *, quick: bool, progress: Callable[[str], None]) -> di
         name = commits_of(kind.name)
         figures[name] = Figure(name, "commits", [[(life(kind, many) - life(kind, few)) / (many - few)]])
     return figures
+
+
+REMARKS = [
+    "All tasks acknowledge late and ignore their results.",
+    "Rates: two pool processes, a full queue, and the middle four fifths of it. Latencies: one task at a time.",
+]
+
+_MARKS = "The fraction: twice a second a worker marks, in one commit for all tasks, which results Celery has taken."
+
+#: Database → what its commits are: those of the worker, divided by its tasks.
+COUNTED = {
+    "sqlite": ["Counted by the change counter of the WAL: write transactions of all processes.", _MARKS],
+    "postgresql": [
+        "Counted by pg_stat_database.xact_commit, single reads included.",
+        "The opening of a fresh execution is a commit that nobody waits for (synchronous_commit off).",
+        _MARKS,
+    ],
+    "mysql": [
+        "Counted by Com_commit of the whole server; an insert in autocommit mode, as the plain task's, is no COMMIT.",
+        _MARKS,
+    ],
+}

@@ -54,7 +54,7 @@ class Floor:
         self._words = words
         self._cursor = connection.cursor()
         self._cursor.execute(f"CREATE TABLE IF NOT EXISTS bench_floor (id {words.key}, data {words.blob})")
-        self._insert = f"INSERT INTO bench_floor (data) VALUES ({words.mark})"
+        self._insert = f"INSERT INTO bench_floor (data) VALUES ({words.mark})"  # noqa: S608
 
     def commit_one(self) -> None:
         """Insert one row and commit it."""

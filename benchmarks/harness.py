@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-__all__ = ["Case", "Figure", "Note", "Section", "Spread", "measure", "ratio", "stopwatch"]
+__all__ = ["Case", "Figure", "Note", "Section", "Spread", "all_in", "measure", "ratio", "stopwatch"]
 
 
 class Spread(NamedTuple):
@@ -86,29 +86,45 @@ class Section:
     """The figures of one suite on one database."""
 
     suite: str
+    #: ``sqlite``, ``postgresql`` or ``mysql``.
     database: str
     figures: dict[str, Figure]
-    #: The figure that the others are given as multiples of; None: they have nothing in common.
-    reference: str | None = None
+    #: Figure → the figure that it is given as a multiple of; those that are missing have none.
+    references: dict[str, str] = field(default_factory=dict)
     #: What a reader must know to read the figures.
     remarks: list[str] = field(default_factory=list)
 
     @property
     def title(self) -> str:
-        return f"{self.suite} on {self.database}" if self.database else self.suite
+        """For people."""
+        return f"{self.suite} on {self.database}"
+
+    def times(self, figure: Figure) -> Spread | None:
+        """The figure as a multiple of its reference."""
+        known = self.figures.get(self.references.get(figure.name, ""))
+        return None if known is None else ratio(figure, known)
 
 
-def measure(cases: Sequence[Case], rounds: int, progress: Callable[[str], None]) -> dict[str, Figure]:
-    """Let the cases take turns, A B C A B C ..., after one round that is not counted.
+def all_in(figures: dict[str, Figure], reference: str) -> dict[str, str]:
+    """References: every figure in one, where they have the same unit."""
+    unit = figures[reference].unit
+    return {figure.name: reference for figure in figures.values() if figure.unit == unit}
+
+
+def measure(
+    cases: Sequence[Case], rounds: int, progress: Callable[[str], None], *, warm_up: bool = True
+) -> dict[str, Figure]:
+    """Let the cases take turns, A B C A B C ...
 
     :param progress: told what comes next.
+    :param warm_up: one more round, before the others and not counted.
     """
     figures: dict[str, Figure] = {}
     for case in cases:
         for name, unit in case.figures.items():
             assert name not in figures, f"two cases measure {name!r}"
             figures[name] = Figure(name, unit)
-    for number in range(rounds + 1):
+    for number in range(0 if warm_up else 1, rounds + 1):
         for case in cases:
             progress(f"{'warm-up' if number == 0 else f'round {number} of {rounds}'}: {next(iter(case.figures))}")
             noted: dict[str, list[float]] = {name: [] for name in case.figures}

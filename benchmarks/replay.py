@@ -10,7 +10,7 @@ from .bodies import Bodies
 from .harness import Case, Figure, Note
 from .steps import plain
 
-__all__ = ["cases", "first_run", "memory", "replayed"]
+__all__ = ["cases", "first_run", "memory", "memory_of", "replayed"]
 
 
 def first_run(steps: int) -> str:
@@ -48,19 +48,22 @@ def lengths(quick: bool) -> tuple[int, ...]:
     return (100, 500) if quick else (100, 5_000, 10_000)
 
 
+def memory_of(steps: int) -> str:
+    """Name of the figure: the peak of what Python allocated during a resume."""
+    return f"replay of {steps:,} steps, peak memory"
+
+
 def memory(bodies: Bodies, *, quick: bool) -> dict[str, Figure]:
-    """The peak of what Python allocated during first run and replay: a pass of its own, for tracing slows both."""
+    """The peaks of first run and replay, in a pass of its own, for tracing slows both down."""
     figures = {}
     for steps in lengths(quick):
         execution = bodies.new_id()
-        figures[f"first run of {steps:,} steps, peak memory"] = _peak(bodies, steps, execution)
-        figures[f"replay of {steps:,} steps, peak memory"] = _peak(bodies, steps, execution)
-    for name, figure in figures.items():
-        figure.name = name
+        for name in (f"first run of {steps:,} steps, peak memory", memory_of(steps)):
+            figures[name] = Figure(name, "bytes", [[_peak(bodies, steps, execution)]])
     return figures
 
 
-def _peak(bodies: Bodies, steps: int, execution: str) -> Figure:
+def _peak(bodies: Bodies, steps: int, execution: str) -> float:
     peak = 0
     body = plain(steps)
 
@@ -74,4 +77,4 @@ def _peak(bodies: Bodies, steps: int, execution: str) -> Figure:
             tracemalloc.stop()
 
     bodies.interrupt(watched, execution)
-    return Figure("", "bytes", [[float(peak)]])
+    return float(peak)

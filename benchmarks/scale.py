@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from celery_durable.store.recovery import Published
 from celery_durable.store.records import StoredPayload
+from celery_durable.store.recovery import Published
 from celery_durable.store.tables import executions
 from tests.support.worker import WorkerProcess
 
@@ -17,7 +17,7 @@ from .harness import Case, Note, stopwatch
 from .stage import Stage
 from .steps import guarded, plain
 
-__all__ = ["EMPTY", "MEASURED", "name_of", "on_journal", "sizes", "workers"]
+__all__ = ["EMPTY", "MEASURED", "name_of", "on_journal", "references", "sizes", "workers"]
 
 #: Number of finished executions of an empty journal.
 EMPTY = 0
@@ -35,6 +35,11 @@ def sizes(quick: bool, million: bool) -> tuple[int, ...]:
 def name_of(what: str, size: int) -> str:
     """Name of a figure."""
     return f"{what}, journal of {size:,}" if size else f"{what}, empty journal"
+
+
+def references(sizes: Sequence[int]) -> dict[str, str]:
+    """Each figure in that of the empty journal."""
+    return {name_of(what, size): name_of(what, EMPTY) for what in MEASURED for size in sizes}
 
 
 def on_journal(bodies: Bodies, size: int, *, quick: bool) -> list[Case]:
