@@ -34,10 +34,10 @@ class Retry:
     max_backoff: float = 60.0
     #: Draw each pause at random between zero and its full length, so that many steps do not retry in step.
     jitter: bool = True
-    #: Exceptions that are worth another try.
-    on: tuple[type[Exception], ...] = (Exception,)
-    #: Exceptions among those that are not.
-    give_up_on: tuple[type[Exception], ...] = ()
+    #: Exceptions that are worth another try; a class, or several in a tuple.
+    on: tuple[type[Exception], ...] | type[Exception] = (Exception,)
+    #: Exceptions among those that are not; likewise.
+    give_up_on: tuple[type[Exception], ...] | type[Exception] = ()
 
     def __post_init__(self) -> None:
         if self.max_attempts < 1:

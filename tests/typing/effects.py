@@ -78,6 +78,7 @@ assert_type(Retry(), Retry)
 assert_type(
     Retry(max_attempts=5, backoff=0.5, max_backoff=30, jitter=False, on=(OSError,), give_up_on=(TimeoutError,)), Retry
 )
+assert_type(Retry(on=OSError, give_up_on=TimeoutError), Retry)
 assert_type(Retry().pause(1), float)
 Retry(max_attempts="5")  # type: ignore[arg-type]
 Retry(on=("OSError",))  # type: ignore[arg-type]
