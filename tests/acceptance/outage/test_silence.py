@@ -83,6 +83,9 @@ def test_a_wait_for_silence_ends_with_its_time_out_and_leaves_nothing(database: 
         migrations.upgrade(database.url)
         journal = Database(quiet.url, timeout=ACK)
         assert [ask(answer) for ask in (journal.read, journal.write)] == [42, 42]
+        descriptors = psutil.Process().num_fds()
+        assert {ask(answer) for ask in 20 * [journal.read, journal.write]} == {42}
+        assert psutil.Process().num_fds() == descriptors
         before = connections(quiet)
         quiet.hang()
         # On connections that are there, and then on one that would have to be made.
@@ -102,7 +105,7 @@ def test_a_wait_for_silence_ends_with_its_time_out_and_leaves_nothing(database: 
 
 
 def connections(quiet: Line) -> int:
-    """Descriptors of this process that lead to the line."""
+    """Connections of this process that lead to the line."""
     port = make_url(quiet.url).port
     return sum(bool(one.raddr) and one.raddr.port == port for one in psutil.Process().net_connections())
 
