@@ -15,7 +15,7 @@ from tests.support.wait import eventually
 
 from .arena import APP, Arena
 
-pytestmark = [pytest.mark.brokers("redis"), pytest.mark.databases("sqlite", "postgresql")]
+pytestmark = [pytest.mark.brokers("redis"), pytest.mark.databases("postgresql")]
 
 #: Seconds after which Redis takes a message for lost.
 IMPATIENT = 1
