@@ -108,7 +108,7 @@ class DurableContext:
     def step_recorded(self, what: str | StepDescriptor, op: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """As :meth:`step`, but returns the :class:`StepRecord`: id, key, value, whether it was replayed.
 
-        For a coroutine function: an awaitable of it.
+        For a coroutine function: an awaitable of it. Parameters and errors are those of :meth:`step`.
         """
         descriptor, op = self._descriptor(what, op)
         is_async = inspect.iscoroutinefunction(op)
@@ -134,6 +134,7 @@ class DurableContext:
         beyond this point without having taken it.
 
         :param change_id: names the change; once used, do not use it for another one.
+        :raises ContextClosed, NestedStep: as :meth:`step`.
         """
         self._check()
         decided = self._run.patches.get(change_id)
@@ -152,11 +153,11 @@ class DurableContext:
         return self.step(_NOW, _utc_now)
 
     def uuid4(self) -> uuid.UUID:
-        """A random UUID; a replay gives the same one."""
+        """A random UUID; a replay gives the same one. It is a step like any other."""
         return self.step(_UUID4, uuid.uuid4)
 
     def random(self) -> float:
-        """A random number in [0, 1); a replay gives the same one."""
+        """A random number in [0, 1); a replay gives the same one. It is a step like any other."""
         return self.step(_RANDOM, random.random)
 
     # -- the way of a step ----------------------------------------------------------------------------------

@@ -65,6 +65,8 @@ operation: ContextVar[StepHandle | None] = ContextVar("celery_durable_operation"
 def current_step() -> StepHandle:
     """The step whose operation is running: its id, attempt and idempotency key.
 
+    In a task that was called directly, its key is of that call alone.
+
     :raises ContextClosed: outside an operation.
     """
     handle = operation.get()

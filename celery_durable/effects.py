@@ -70,6 +70,7 @@ class OnAmbiguous(enum.Enum):
 class Happened(Generic[T]):
     """Verdict of a reconcile callable: the effect took place, and this is its result."""
 
+    #: The step's value, as if the operation had returned it.
     value: T
 
 
@@ -96,6 +97,7 @@ UNKNOWN: Final = Unknown.UNKNOWN
 #: "Not given", where ``None`` is a value.
 UNSET: Final = _Unset.UNSET
 
+#: What a reconcile callable returns.
 Verdict = Happened[Any] | DidNotHappen | Unknown
 #: ``reconcile(handle, *args, **kwargs)``: asks the remote side what became of an interrupted operation.
 Reconcile = Callable[..., Any]

@@ -129,19 +129,28 @@ class AmbiguityPolicyRequired(DurableError, Exception):
 
 
 class AmbiguousEffect(DurableError, Exception):
-    """A guarded step has an intent but no result, and its policy does not allow to guess."""
+    """A guarded step has an intent but no result, and its policy does not allow to guess.
+
+    Attributes: ``execution_id``, ``step_id``, ``step`` (its name), ``key`` (the idempotency key, 32 bytes).
+    """
 
     code = "CD302"
 
 
 class GuardConflict(DurableError, Exception):
-    """A guarded step came back under other arguments than those under which it already ran."""
+    """A guarded step came back under other arguments than those under which it already ran; nothing was called.
+
+    Attributes: ``execution_id``, ``step_id``, ``step`` (its name).
+    """
 
     code = "CD303"
 
 
 class ResultLost(DurableError, Exception):
-    """A guarded operation was done, but its result could not be stored. It is never run again."""
+    """A guarded operation was done, but its result could not be stored. It is never run again.
+
+    Attributes: ``execution_id``, ``step_id``, ``step`` (its name).
+    """
 
     code = "CD304"
 

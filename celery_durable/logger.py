@@ -54,5 +54,8 @@ class DurableLogger(logging.LoggerAdapter):  # type: ignore[type-arg]
 
 
 def get_logger(name: str) -> DurableLogger:
-    """A replay-silent logger for a module; outside a durable body it is an ordinary one."""
+    """A replay-silent logger for a module; outside a durable body it is an ordinary one.
+
+    :param name: of the logger of :mod:`logging` that gets the records.
+    """
     return DurableLogger(name)

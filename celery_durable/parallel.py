@@ -106,6 +106,10 @@ class Parallel:
         """Start a branch: a step, or any callable that does steps. Its positions are fixed here.
 
         In a plain ``with`` scope a branch is a thread; in ``async with`` it is a coroutine.
+
+        :raises ContextClosed: outside the scope.
+        :raises ConfigurationError: for a plain function in an ``async with`` scope.
+        :raises StepLimitExceeded: where scopes are nested too deeply.
         """
         if self._entered is None:
             raise ContextClosed(
@@ -140,7 +144,7 @@ class Parallel:
     ) -> Branch[R]: ...
 
     def step(self, what: str | StepDescriptor, op: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Branch[Any]:
-        """A branch that is one step; parameters as in :meth:`DurableContext.step`."""
+        """A branch that is one step; parameters as in :meth:`DurableContext.step`, errors as in :meth:`submit`."""
         if inspect.iscoroutinefunction(op):
 
             async def one() -> Any:

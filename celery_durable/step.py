@@ -33,7 +33,9 @@ class StepDescriptor:
     :raises ConfigurationError: values that make no sense.
     """
 
+    #: What the journal calls the step: 1 to 200 characters. Another name is another step.
     name: str
+    #: What running it again would mean.
     effect: Effect = Effect.IDEMPOTENT
     #: Only, and always, for guarded steps.
     guard: Guard | None = None
@@ -74,14 +76,20 @@ class StepDescriptor:
     def idempotent(
         cls, name: str, *, retry: Retry | None = None, fingerprint: Callable[..., Any] | None = None
     ) -> StepDescriptor:
-        """A step that may run again without harm."""
+        """A step that may run again without harm.
+
+        :raises ConfigurationError: values that make no sense.
+        """
         return cls(name, Effect.IDEMPOTENT, None, retry, fingerprint)
 
     @classmethod
     def at_least_once(
         cls, name: str, *, retry: Retry | None = None, fingerprint: Callable[..., Any] | None = None
     ) -> StepDescriptor:
-        """A step whose repetition is tolerable."""
+        """A step whose repetition is tolerable.
+
+        :raises ConfigurationError: values that make no sense.
+        """
         return cls(name, Effect.AT_LEAST_ONCE, None, retry, fingerprint)
 
     @classmethod
@@ -97,7 +105,7 @@ class StepDescriptor:
         fingerprint: Callable[..., Any] | None = None,
         key: str | Callable[..., str] | None = None,
     ) -> StepDescriptor:
-        """A step that must not run twice; parameters as in :func:`celery_durable.guarded`."""
+        """A step that must not run twice; parameters and errors as in :func:`celery_durable.guarded`."""
         guard = guarded(intent, on_ambiguous=on_ambiguous, assumed=assumed, definite=definite)
         return cls(name, Effect.EXACTLY_ONCE_GUARDED, guard, retry, fingerprint, key)
 
@@ -176,7 +184,13 @@ _all_steps: weakref.WeakSet[Step[Any, Any]] = weakref.WeakSet()
 
 
 class Step(Generic[P, R]):
-    """A function that is a step when a durable body calls it, and itself when anybody else does."""
+    """A function that is a step when a durable body calls it, and itself when anybody else does.
+
+    Made by :func:`step`. Its signature is the function's; as a step it raises what :meth:`DurableContext.step` does.
+
+    :param operation: the function itself, for calls that are to be no step anywhere.
+    :param descriptor: what kind of step it is.
+    """
 
     def __init__(self, operation: Callable[P, R], descriptor: StepDescriptor) -> None:
         functools.update_wrapper(self, operation)

@@ -92,7 +92,10 @@ class DurableTask(Task):  # type: ignore[type-arg]
         return here.context if here is not None else PlainContext()
 
     def retry(self, *args: Any, **kwargs: Any) -> Any:
-        """As Celery's; but what a retry cannot cure is not tried again: it goes to an operator, or fails at once."""
+        """As Celery's; but what a retry cannot cure is not tried again: it goes to an operator, or fails at once.
+
+        :raises AmbiguousEffect, ResultLost: where one of them is the reason; every attempt would end with it.
+        """
         session = current_session()
         if session is not None and session.task.name == self.name:
             given = kwargs.get("exc", args[2] if len(args) > 2 else None)
