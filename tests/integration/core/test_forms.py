@@ -15,9 +15,13 @@ from celery_durable import UnknownExecution
 from celery_durable.store import Database, Operations
 from celery_durable.store.records import State
 from tests.conftest import BROKERS, DATABASES, _use
+from tests.support.brokers import MessageBroker
+from tests.support.databases import JournalDatabase
 from tests.support.ledger import Ledger
 from tests.support.wait import eventually
 from tests.support.worker import WorkerFactory, WorkerProcess
+
+pytestmark = [pytest.mark.databases("sqlite"), pytest.mark.brokers("redis")]
 
 APP = "tests.integration.core.forms_app"
 
@@ -100,20 +104,31 @@ class Shop:
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[JournalDatabase]:
+    with _use(DATABASES, request.param).lend(tmp_path_factory.mktemp("database")) as lent:
+        yield lent
+
+
+@pytest.fixture(scope="module")
+def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MessageBroker]:
+    with _use(BROKERS, request.param).lend(tmp_path_factory.mktemp("broker")) as lent:
+        yield lent
+
+
+@pytest.fixture(scope="module")
+def shop(database: JournalDatabase, broker: MessageBroker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     folder = tmp_path_factory.mktemp("forms")
     factory, ledger = WorkerFactory(folder), Ledger(folder / "ledger.jsonl")
-    with _use(BROKERS, "redis").lend(folder) as broker, _use(DATABASES, "sqlite").lend(folder) as database:
-        client = Celery("client", set_as_current=False)
-        client.conf.update(broker.conf)
-        durable = {"durable_lease_timeout": 300, "durable_recovery_interval": 0.2, "worker_prefetch_multiplier": 1}
-        # Every take-over is one of a process that is seen to die: leases do not run out.
-        worker = factory(APP, broker.conf, database.conf, durable, env=ledger.env, concurrency=2)
-        store = Database(database.url, timeout=30)
-        yield Shop(client, worker, Operations(store, namespace="forms"), ledger)
-        factory.end()
-        store.dispose()
-        client.close()
+    client = Celery("client", set_as_current=False)
+    client.conf.update(broker.conf)
+    # Every take-over is one of a process that is seen to die: leases do not run out.
+    durable = {"durable_lease_timeout": 300, "durable_recovery_interval": 0.2, "worker_prefetch_multiplier": 1}
+    worker = factory(APP, broker.conf, database.conf, durable, env=ledger.env, concurrency=2)
+    store = Database(database.url, timeout=30)
+    yield Shop(client, worker, Operations(store, namespace="forms"), ledger)
+    factory.end()
+    store.dispose()
+    client.close()
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -86,13 +86,13 @@ def test_apps_that_share_a_journal_are_told_apart_by_their_names(make_app: Calla
 
 
 def test_a_shared_task_is_journaled_by_the_app_that_runs_it(make_app: Callable[..., Celery]) -> None:
-    work = shared_task(doubled, base=DurableTask, name="job")
+    work = shared_task(doubled, base=DurableTask, name="shared_job")
     one, two = make_app("one"), make_app("two")
     for app in (one, two):
         app.set_current()
         assert work.apply((1,), task_id="x").get() == 2
     assert calls == [1, 1]
-    assert (journaled(one), journaled(two)) == ([("one", "job", "x")], [("two", "job", "x")])
+    assert (journaled(one), journaled(two)) == ([("one", "shared_job", "x")], [("two", "shared_job", "x")])
 
 
 def test_only_apps_with_durable_tasks_get_a_recovery_service_and_they_get_one(
