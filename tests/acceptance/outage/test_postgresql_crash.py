@@ -42,6 +42,21 @@ def test_a_worker_that_starts_without_its_database_waits_for_it(fragile: Arena, 
     fragile.check_chains(names, 2)
 
 
+def test_what_began_after_an_outage_is_taken_over_like_anything_else(fragile: Arena, server: FragilePostgreSQL) -> None:
+    """Its message was postponed, and that is no reason to drop it when it is sent again later."""
+    server.stop()
+    first = fragile.start()
+    fragile.send("one", "cut_off")
+    fragile.await_said(first, POSTPONED)
+    server.start()
+    eventually(lambda: fragile.ledger.count("holding"), 60)
+    first.crash()
+    fragile.start()
+    fragile.open_gate("second")
+    assert fragile.result("one").get(timeout=60) == "by the second"
+    assert fragile.row("one").attempts == 1
+
+
 def test_what_was_done_while_the_database_is_away_is_known_when_it_is_back(
     fragile: Arena, server: FragilePostgreSQL
 ) -> None:

@@ -93,8 +93,7 @@ def test_a_wait_for_silence_ends_with_its_time_out_and_leaves_nothing(database: 
             began = time.monotonic()
             with pytest.raises(JournalUnavailable) as late:
                 ask(answer)
-            # To connect takes what the drivers allow at least, which is two seconds.
-            assert time.monotonic() - began < 2 * ACK + 2
+            assert time.monotonic() - began < 20  # not for ever
             assert SILENT in str(late.value)
         quiet.flow()
         assert [ask(answer) for ask in (journal.read, journal.write)] == [42, 42]
