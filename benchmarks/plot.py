@@ -20,14 +20,16 @@ def draw(sections: Sequence[Section], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    shown = [section for section in sections if section.references]
+    # A reference is the line at 1 and no bar of its own.
+    shown = [section for section in sections if any(name != known for name, known in section.references.items())]
     heights = [1.2 + 0.28 * len(section.references) for section in shown]
     picture, panels = pyplot.subplots(
         max(1, len(shown)), 1, figsize=(11, max(2.0, sum(heights))), squeeze=False,
         gridspec_kw={"height_ratios": heights or [1]}, layout="constrained",
     )  # fmt: skip
     for section, panel in zip(shown, panels[:, 0], strict=False):
-        bars = [(f.name, times) for f in section.figures.values() if (times := section.times(f)) is not None]
+        others = [f for f in section.figures.values() if section.references.get(f.name, f.name) != f.name]
+        bars = [(f.name, times) for f in others if (times := section.times(f)) is not None]
         names, spreads = [name for name, _ in bars], [times for _, times in bars]
         middle = [times.median for times in spreads]
         around = [[t.median - t.low for t in spreads], [t.high - t.median for t in spreads]]

@@ -57,7 +57,7 @@ class Stage:
     def worker(self, *, concurrency: int = 2, **durable: Any) -> WorkerProcess:
         """A prefork worker with Celery's usual settings."""
         env = {**self.ledger.env, STAMPS: str(self._stamps)}
-        settings = {"task_ignore_result": True, "worker_cancel_long_running_tasks_on_connection_loss": False, **durable}
+        settings = {"task_ignore_result": True, **durable}
         confs = (self.broker.conf, self.database.conf)
         return self._workers(APP, *confs, conf=settings, env=env, concurrency=concurrency, loglevel="INFO")
 
