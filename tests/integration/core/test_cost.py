@@ -63,7 +63,7 @@ class Meter:
         def job(task: DurableTask) -> Any:
             return self._body(task.durable)
 
-        self.job = app.task(job, base=DurableTask, bind=True, name="job", autoretry_for=(OSError,))
+        self.job = app.task(job, base=DurableTask, bind=True, name="job", autoretry_for=(OSError,), shared=False)
         self.job.default_retry_delay = 0
         self.database = Runtime.of(app).database
         #: The transactions, each with its statements; a read stands for itself.
