@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import kombu
 import pytest
 
-from tests.support.proxy import proxy
+from tests.support.line import line
 from tests.support.wait import eventually
 
 from .arena import APP, Arena
@@ -45,12 +44,8 @@ def test_all_that_a_lost_worker_had_is_done_once(arena: Arena):
 @pytest.mark.brokers("rabbitmq")
 def test_a_redelivered_message_of_a_live_execution_is_dropped(arena: Arena):
     """Only the connection to the broker is lost: it gives the message to another worker, while the body goes on."""
-    server = kombu.Connection(arena.broker.url)
-    with proxy(server.port or 5672) as wire:
-        through = {
-            "broker_url": f"amqp://{server.userid}:{server.password}@127.0.0.1:{wire.port}/{server.virtual_host}"
-        }
-        arena.worker(name="first", conf=through)
+    with line(arena.broker.url) as wire:
+        arena.worker(name="first", conf={"broker_url": wire.url})
         arena.send("held-1", "held")
         arena.await_bodies(["held-1"])
         second = arena.worker(name="second")

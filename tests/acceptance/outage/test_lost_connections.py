@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import sqlalchemy as sa
 
+from tests.support.line import line
 from tests.support.wait import eventually
 
 from .arena import Arena
-from .line import line
 
 pytestmark = [pytest.mark.databases("postgresql", "mysql"), pytest.mark.brokers("redis")]
 

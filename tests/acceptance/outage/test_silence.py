@@ -13,10 +13,10 @@ from sqlalchemy.engine import make_url
 from celery_durable import JournalUnavailable
 from celery_durable.store import Database, migrations
 from tests.support.databases import JournalDatabase
+from tests.support.line import Line, line
 from tests.support.wait import eventually
 
 from .arena import ACK, Arena
-from .line import Line, line
 from .servers import FragilePostgreSQL
 
 POSTPONED = "cannot go on without its journal; its message comes back"

@@ -1,4 +1,4 @@
-"""A line between the workers and their database, on which a test lets things go wrong."""
+"""A line between the workers and a server, on which a test lets things go wrong."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sqlalchemy.engine import make_url
 
 __all__ = ["Line", "line"]
 
-_PORTS = {"postgresql": 5432, "mysql": 3306}
+_PORTS = {"postgresql": 5432, "mysql": 3306, "amqp": 5672}
 
 
 class Line:
     """Passes on what connects to :attr:`url`.
 
-    :param target: the URL of the database.
+    :param target: the URL of a database or a broker.
     """
 
     def __init__(self, target: str) -> None:
@@ -51,13 +51,22 @@ class Line:
         """Pass on what was held back, and all that comes."""
         self._open.set()
 
+    def cut(self) -> int:
+        """End every connection as it stands; new ones are passed on.
+
+        :returns: how many ends there were.
+        """
+        wires = list(self._wires)
+        for wire in wires:
+            self._end(wire)
+        return len(wires)
+
     def close(self) -> None:
         """End everything."""
         self.closed = True
         self._listener.close()
         self.flow()
-        for wire in list(self._wires):
-            self._end(wire)
+        self.cut()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
