@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,24 +23,27 @@ class FragilePostgreSQL(OwnPostgreSQL):
 
     def crash(self) -> None:
         """Kill every process of the server at once; :meth:`start` recovers from its log."""
-        for process in self._processes():
-            process.kill()
+        self._all("kill")
         self.stop()
 
     def freeze(self) -> None:
         """Stop every process of the server where it stands: connections stay, and nobody answers."""
-        for process in self._processes():
-            process.suspend()
+        self._all("suspend")
 
     def thaw(self) -> None:
         """Let them go on, not knowing that time has passed."""
-        for process in self._processes():
-            process.resume()
+        self._all("resume")
 
     def leave_unwritten(self) -> None:
         """From now on, write what need not be durable only together with what must be."""
         [writer] = [process for process in self._processes() if "walwriter" in " ".join(process.cmdline())]
         writer.suspend()
+
+    def _all(self, action: str) -> None:
+        for process in self._processes():
+            # A backend whose client has gone may end in between.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                getattr(process, action)()
 
     def _processes(self) -> list[psutil.Process]:
         """The one that starts others first, or there would be new ones."""
