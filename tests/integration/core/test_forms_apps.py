@@ -36,7 +36,9 @@ def make_app(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callab
     """Makes an app whose journal has the app's name; what it shares with other apps ends with the test."""
     calls.clear()
     quiet_heartbeat(monkeypatch)
-    monkeypatch.setattr(_state, "_on_app_finalizers", set(_state._on_app_finalizers))
+    # Nor has it what other tests share; Celery's own tasks stay.
+    own = {made for made in _state._on_app_finalizers if made.__module__ == "celery.app.builtins"}
+    monkeypatch.setattr(_state, "_on_app_finalizers", own)
     before = _state.default_app, getattr(_state._tls, "current_app", None)
     apps = []
 
