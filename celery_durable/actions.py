@@ -42,6 +42,9 @@ EFFECT_CODE = {
 class Flush(NamedTuple):
     """Commit everything appended so far, under the lease."""
 
+    #: Written if it does not come to the operation that was announced: it is known not to have started.
+    unstarted: Entry | None = None
+
 
 class Call(NamedTuple):
     """Run the operation. Answer: ``(value, None)`` or ``(None, exception)``."""
@@ -70,6 +73,8 @@ class Claim(NamedTuple):
     intent: Entry
     #: Take the key over from this holder, who is known not to use it.
     take: GuardHolder | None
+    #: As for :class:`Flush`.
+    unstarted: Entry
 
 
 class Wait(NamedTuple):

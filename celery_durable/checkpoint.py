@@ -98,30 +98,31 @@ def fold_prefix(run: Run) -> int:
     :returns: how many steps were folded.
     """
     folded = 0
+    #: Neighbours: nothing else stands between them.
     group: list[Journaled] = []
-    places: list[tuple[str, int]] = []
     size = 0
     # A checkpoint's payload obeys the same limit as any other; base64 takes a third more.
     limit = run.codec.max_payload_bytes // 2
 
     def write() -> None:
-        nonlocal folded, group, places, size
+        nonlocal folded, group, size
         if len(group) > 1:
             data = StoredPayload(*run.codec.encode([_pack(r) for r in group], _WHERE))
             entry = Entry("", group[0].position, _ENTRY, EntryKind.CHECKPOINT, None, "checkpoint", payload=data)
-            if not run.fold(Batch(run.fence, run.generation, (entry,)), places):
+            if not run.fold(Batch(run.fence, run.generation, (entry,)), group[-1].position):
                 return
             folded += len(group)
-        group, places, size = [], [], 0
+        group, size = [], 0
 
     for rows in _positions(run):
         last = rows[-1]
         weight = (len(last.payload) if last.payload else 0) * 4 // 3 + len(last.name) + 150
-        if not _foldable(rows) or len(group) >= SEGMENT or size + weight > limit:
+        # A gap may be a step of another thread that is just being written.
+        gap = group and last.position != group[-1].position + 1
+        if gap or not _foldable(rows) or len(group) >= SEGMENT or size + weight > limit:
             write()
         if _foldable(rows) and weight <= limit:
             group.append(last)
-            places.append(("", last.position))
             size += weight
     write()
     return folded
@@ -129,16 +130,17 @@ def fold_prefix(run: Run) -> int:
 
 def _positions(run: Run) -> Iterator[list[Journaled]]:
     """The body's scope, position by position; rows are read ahead, for folding removes them."""
-    position = 0
+    position, limit = 0, 4 * SEGMENT
     while True:
-        rows = list(run.load("", position, 4 * SEGMENT))
-        if not rows:
-            return
-        full = len(rows) == 4 * SEGMENT
+        rows = list(run.load("", position, limit))
+        full = len(rows) == limit
         cut = rows[-1].position if full else None
+        if full and rows[0].position == cut:
+            limit *= 2  # one position alone fills it
+            continue
         for number, group in groupby(rows, key=lambda r: r.position):
             if number != cut:
                 yield list(group)
-        if not full or cut is None:
+        if cut is None:
             return
         position = cut

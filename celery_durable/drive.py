@@ -16,7 +16,7 @@ from .protocol import perform
 
 if TYPE_CHECKING:
     from .run import Run
-    from .store.records import Journaled
+    from .store.records import Entry, Journaled
 
 __all__ = ["drive", "drive_async"]
 
@@ -28,6 +28,8 @@ def drive(run: Run, call: StepCall, rows: list[Journaled] | None) -> Outcome:
     """Bring a step to its outcome, in this thread."""
     rules = perform(call, rows, run)
     answer: Any = None
+    #: Says of an operation that was announced that it has not started.
+    unstarted: Entry | None = None
     try:
         while True:
             action = rules.send(answer)
@@ -36,28 +38,39 @@ def drive(run: Run, call: StepCall, rows: list[Journaled] | None) -> Outcome:
                 reached("step.before_effect", run.execution_id, call.descriptor.name)
                 if action.guarded:
                     run.assure_lease()
+                unstarted = None
                 run.counters.called += 1
                 answer = _operate(action.handle, call.op, call)
             elif isinstance(action, Flush):
+                unstarted = action.unstarted
                 run.flush()
             elif isinstance(action, Ask):
                 answer = _operate(action.handle, action.reconcile, call, action.handle)
             elif isinstance(action, Pause):
                 time.sleep(action.seconds)
             elif isinstance(action, Claim):
+                run.flush()
+                unstarted = action.unstarted
                 answer = run.claim(action.intent, action.take)
+                unstarted = action.unstarted if answer is None else None
             elif run.inline:
                 time.sleep(_HELD_ELSEWHERE)
             else:
                 raise run.stuck(Suspend(_HELD_ELSEWHERE))
     except StopIteration as stop:
         return cast("Outcome", stop.value)
+    except BaseException:
+        if unstarted is not None:
+            run.amend(unstarted)
+        raise
 
 
 async def drive_async(run: Run, call: StepCall, rows: list[Journaled] | None) -> Outcome:
     """The same for a coroutine; what waits for the database does so in a thread."""
     rules = perform(call, rows, run)
     answer: Any = None
+    #: Says of an operation that was announced that it has not started.
+    unstarted: Entry | None = None
     try:
         while True:
             action = rules.send(answer)
@@ -66,22 +79,31 @@ async def drive_async(run: Run, call: StepCall, rows: list[Journaled] | None) ->
                 reached("step.before_effect", run.execution_id, call.descriptor.name)
                 if action.guarded:
                     await asyncio.to_thread(run.assure_lease)
+                unstarted = None
                 run.counters.called += 1
                 answer = await _operate_async(action.handle, call.op, call)
             elif isinstance(action, Flush):
+                unstarted = action.unstarted
                 await asyncio.to_thread(run.flush)
             elif isinstance(action, Ask):
                 answer = await _operate_async(action.handle, action.reconcile, call, action.handle)
             elif isinstance(action, Pause):
                 await asyncio.sleep(action.seconds)
             elif isinstance(action, Claim):
+                await asyncio.to_thread(run.flush)
+                unstarted = action.unstarted
                 answer = await asyncio.to_thread(run.claim, action.intent, action.take)
+                unstarted = action.unstarted if answer is None else None
             elif run.inline:
                 await asyncio.sleep(_HELD_ELSEWHERE)
             else:
                 raise run.stuck(Suspend(_HELD_ELSEWHERE))
     except StopIteration as stop:
         return cast("Outcome", stop.value)
+    except BaseException:
+        if unstarted is not None:
+            run.amend(unstarted)
+        raise
 
 
 # Exceptions are handed to the rules as values: a StopIteration of an operation would end the generator.

@@ -162,13 +162,15 @@ def _announce(call: StepCall, attempt: int, around: Surroundings) -> Generator[A
     """Commit the intent of a guarded operation, with everything buffered before it, under the lease (G2)."""
     payload, _ = around.roundtrip({"arguments": call.preview(), "named": call.named is not None}, call.where)
     intent = call.entry(EntryKind.INTENT, attempt=attempt, payload=payload)
+    unstarted = call.entry(EntryKind.RUN_AGAIN, attempt=attempt)
+    call.next_entry -= 1  # it is written in the place of whatever else would come next
     reached("step.before_intent", around.execution_id, call.descriptor.name)
     if call.named is None:
         around.append(intent)
-        yield Flush()
+        yield Flush(unstarted)
         return None
     while True:
-        holder = yield Claim(intent, call.take)
+        holder = yield Claim(intent, call.take, unstarted)
         if holder is None:
             return None
         if not holder.live or holder.fingerprint != call.fingerprint or _is_known(holder):

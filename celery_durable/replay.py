@@ -20,6 +20,8 @@ __all__ = ["SEGMENT", "Past", "Recorded", "ReplayCursor", "effect_of", "fold", "
 
 #: Entries per read.
 SEGMENT: Final = 100
+#: Rows per read where checkpoints are expected: one, and the row that shows that it is complete.
+_WITH_CHECKPOINT: Final = 2
 
 #: Reads up to ``rows`` entries of one scope from a position on, in order.
 Load = Callable[[int, int], Sequence[Journaled]]
@@ -167,6 +169,8 @@ class ReplayCursor:
         self._load = load
         self._expand = expand
         self._segment = segment
+        #: Rows of the next read.
+        self._limit = segment
         self._groups: dict[int, list[Journaled]] = {}
         #: Everything below this position has been read.
         self._read_to = 0
@@ -213,7 +217,7 @@ class ReplayCursor:
                 self._read_segment()
 
     def _read_segment(self) -> None:
-        limit = self._segment
+        limit = self._limit
         while True:
             rows = self._load(self._read_to, limit)
             full = len(rows) == limit
@@ -223,10 +227,14 @@ class ReplayCursor:
                 break
             limit *= 2  # one position alone fills the segment
         whole = [row for row in rows if row.position != cut]
-        if any(row.kind == EntryKind.CHECKPOINT for row in whole):
-            # All of them before the first one is kept: a damaged checkpoint must not leave half a segment behind.
-            expanded = [self._expand(row) if row.kind == EntryKind.CHECKPOINT else (row,) for row in whole]
-            whole = [one for rows_ in expanded for one in rows_]
+        self._limit = self._segment
+        for number, row in enumerate(whole):
+            if row.kind == EntryKind.CHECKPOINT:
+                # It stands for a segment of steps; what follows it, perhaps more of the kind, is left to the next read.
+                full = full or number + 1 < len(whole)
+                whole = [*whole[:number], *self._expand(row)]
+                self._limit = _WITH_CHECKPOINT
+                break
         end = self._read_to
         for row in whole:
             self._groups.setdefault(row.position, []).append(row)

@@ -122,11 +122,18 @@ class Run:
         except LeaseLost as error:
             raise self.stuck(error) from None
 
+    def amend(self, entry: Entry) -> None:
+        """Append an entry though the run is over: what it says is known to nobody else, and spares others a doubt."""
+        if not self.buffer.degraded:
+            self._writer.amend(self.buffer, entry)
+
     def claim(self, intent: Entry, take: GuardHolder | None) -> GuardHolder | None:
-        """Commit the intent of a global key, unless somebody else than ``take`` holds the key."""
+        """Commit the intent of a global key, unless somebody else than ``take`` holds the key.
+
+        Everything appended before is committed.
+        """
         if self.buffer.degraded:
             return None
-        self.flush()
         try:
             answer = self._journal.append_global(Batch(self.fence, self.generation, ()), intent, take)
         except JournalUnavailable as error:
@@ -287,10 +294,10 @@ class Run:
         except JournalUnavailable as error:
             raise self.stuck(error) from None
 
-    def fold(self, batch: Batch, places: Sequence[tuple[str, int]]) -> bool:
-        """Replace journaled steps by a checkpoint; False when the lease is lost."""
+    def fold(self, batch: Batch, last: int) -> bool:
+        """Replace journaled steps, up to the position ``last``, by a checkpoint; False when the lease is lost."""
         try:
-            return self._journal.fold(batch, places)
+            return self._journal.fold(batch, last)
         except JournalUnavailable as error:
             raise self.stuck(error) from None
 

@@ -102,6 +102,13 @@ class JournalWriter:
                 self._start_timer()
             self._wake.set()
 
+    def amend(self, buffer: ExecutionBuffer, entry: Entry) -> None:
+        """Take an entry although the run has failed: it is committed with what that leaves behind."""
+        with self._lock:
+            buffer.pending.append(entry)
+            buffer.total += 1
+            self._dirty[buffer.fence] = buffer
+
     def flush(self, buffer: ExecutionBuffer) -> None:
         """Return when everything appended to ``buffer`` so far is committed under its lease.
 

@@ -297,27 +297,27 @@ class Journal:
 
     # -- folding --------------------------------------------------------------------------------------------
 
-    def fold(self, batch: Batch, places: Sequence[tuple[str, int]]) -> bool:
-        """Replace the rows of ``places`` (scope, position) by the checkpoint entries of ``batch``.
+    def fold(self, batch: Batch, last: int) -> bool:
+        """Replace the rows of a scope, from the position of a checkpoint to ``last``, by that checkpoint.
 
         :returns: False when the fence no longer holds.
         """
-        assert all(entry.kind is EntryKind.CHECKPOINT for entry in batch.entries)
+        [checkpoint] = batch.entries
+        assert checkpoint.kind is EntryKind.CHECKPOINT
 
         def work(connection: Connection) -> bool:
             if self._present(connection, batch):
                 return True  # our own commit, whose acknowledgement was lost
             if not self._fence(connection, batch):
                 return False
-            for scope, position in places:
-                connection.execute(
-                    sa.delete(journal).where(
-                        _j.pk == batch.fence.pk,
-                        _j.generation == batch.generation,
-                        _j.scope == scope,
-                        _j.position == position,
-                    )
+            connection.execute(
+                sa.delete(journal).where(
+                    _j.pk == batch.fence.pk,
+                    _j.generation == batch.generation,
+                    _j.scope == checkpoint.scope,
+                    _j.position.between(checkpoint.position, last),
                 )
+            )
             insert_entries(connection, [batch])
             return True
 

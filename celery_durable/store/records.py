@@ -82,7 +82,7 @@ class EntryKind(enum.IntEnum):
     SCOPE_END = 9
     #: ``ctx.patched(id)`` was true here.
     PATCH = 10
-    #: An operator decided that the step is to be run.
+    #: The step is to be run: an operator decided so, or its owner knows that its operation did not start.
     RUN_AGAIN = 11
     #: This generation was aborted; the payload says why.
     ABORTED = 12

@@ -85,6 +85,30 @@ def test_what_was_done_while_the_database_is_away_is_known_when_it_is_back(
         assert fragile.row(name).attempts == 0
 
 
+@pytest.mark.parametrize("frozen", [False, True], ids=["refused", "unanswered"])
+def test_a_step_that_was_only_announced_is_not_in_doubt(
+    fragile: Arena, server: FragilePostgreSQL, frozen: bool
+) -> None:
+    """Its intent could not be committed, or perhaps it was; but the operation did not start, and its process knows."""
+    worker = fragile.start()
+    fragile.send("one", "ends", False)
+    eventually(lambda: fragile.ledger.count("holding"), 60)
+    if frozen:
+        server.freeze()
+    else:
+        server.crash()
+    fragile.open_gate("release")
+    fragile.await_said(worker, POSTPONED)
+    assert fragile.fired("one", "after") == []
+    if frozen:
+        server.thaw()
+    else:
+        server.start()
+    assert fragile.result("one").get(timeout=60) == "released"
+    assert len(fragile.fired("one", "after")) == 1
+    assert fragile.decisions("one") == []
+
+
 def test_an_execution_that_the_crash_undid_begins_again(fragile: Arena, server: FragilePostgreSQL) -> None:
     """The row with which it began need not be on disk; its message still stands."""
     worker = fragile.start()

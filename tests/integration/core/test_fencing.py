@@ -49,7 +49,7 @@ WRITES: dict[str, tuple[Callable[[Runtime, Fence], Any], Any]] = {
     "append again": (lambda r, f: r.journal.append([Batch(f, 1, (RESULT,), again=True)]), "fence"),
     "verify": (lambda r, f: r.journal.verify(f), False),
     "claim a key": (lambda r, f: r.journal.append_global(Batch(f, 1, ()), INTENT), "the fence"),
-    "fold": (lambda r, f: r.journal.fold(Batch(f, 1, (FOLDED,)), [("", 0)]), False),
+    "fold": (lambda r, f: r.journal.fold(Batch(f, 1, (FOLDED,)), 0), False),
     "renew": (lambda r, f: r.ownership.renew([f]), "fences"),
     "finish": (lambda r, f: r.ownership.finish(batch(f), "old", State.COMPLETED, SOMETHING), None),
     "fail": (lambda r, f: r.ownership.finish(batch(f), "old", State.FAILED, SOMETHING), None),

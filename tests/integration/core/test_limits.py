@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from celery_durable import (
     StepLimitExceeded,
     current_step,
 )
+from celery_durable.replay import SEGMENT
 from celery_durable.store.records import EntryKind, State
 from celery_durable.store.tables import payloads
 from tests.support.lab import Crash, Lab, everywhere
@@ -167,6 +169,76 @@ def test_steps_that_were_tried_twice_handled_errors_and_scopes_survive_the_fold(
     assert rows[:4] == ["0 CHECKPOINT checkpoint", "2 ERROR broken", "3 SCOPE parallel", "3 SCOPE_END parallel"]
     assert lab.run(body) == [("done", True, False, 2), ("x",)]
     assert lab.ledger.count("op") == 46
+
+
+def test_a_replay_holds_one_checkpoint_at_a_time(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(durable_max_steps=1100)
+    op = lab.operation("op")
+    lab.crash(counting(op, 1050, crash=True))
+    assert [row.kind for row in lab.rows()].count(EntryKind.CHECKPOINT) > 5
+    held = 0
+
+    def body(ctx: DurableContext) -> None:
+        nonlocal held
+        for number in range(1050):
+            ctx.step("count", op, number)
+            held = max(held, len(ctx._body.cursor._groups))
+
+    lab.run(body)
+    assert lab.ledger.count("op") == 1050
+    assert SEGMENT / 2 < held <= SEGMENT
+
+
+def test_a_step_of_another_thread_that_ends_after_the_fold_is_kept(make_lab: Callable[..., Lab]) -> None:
+    """Its place is empty while its neighbours are folded."""
+    lab = make_lab(durable_max_steps=100)
+    begun, folded = threading.Event(), threading.Event()
+
+    def slow() -> str:
+        lab.ledger.fire("slow")
+        begun.set()
+        folded.wait(30)
+        return "late"
+
+    def body(ctx: DurableContext, crash: bool) -> list[Any]:
+        found: list[Any] = [ctx.step("count", int, n) for n in range(5)]
+        other = threading.Thread(target=lambda: found.append(ctx.step("slow", slow)))
+        other.start()
+        if crash:
+            begun.wait(30)
+        else:
+            other.join()
+        found += [ctx.step("count", int, n) for n in range(90)]
+        folded.set()
+        other.join()
+        if crash:
+            raise Crash
+        return found
+
+    lab.crash(body, True)
+    assert lab.entries()[:3] == ["0 CHECKPOINT checkpoint", "5 RESULT slow", "6 CHECKPOINT checkpoint"]
+    assert lab.run(body, False) == [*range(5), "late", *range(90)]
+    assert lab.ledger.count("slow") == 1
+
+
+def test_a_place_with_more_entries_than_one_read_is_passed_by(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(durable_max_steps=50)
+    tries = 5 * SEGMENT
+    stubborn = StepDescriptor.idempotent("stubborn", retry=Retry(tries, backoff=0))
+    op = lab.operation("op")
+    errors = [OSError("not yet")] * (tries - 1)
+    flaky = lab.operation("flaky", "done", *errors)
+
+    def body(ctx: DurableContext, crash: bool) -> Any:
+        value = ctx.step(stubborn, flaky)
+        counting(op, 48)(ctx)
+        if crash:
+            raise Crash
+        return value
+
+    lab.crash(body, True)
+    assert lab.run(body, False) == "done"
+    assert (lab.ledger.count("flaky"), lab.ledger.count("op")) == (tries, 48)
 
 
 # -- sizes ------------------------------------------------------------------------------------------------------
