@@ -36,7 +36,7 @@ def test_a_worker_that_starts_without_its_database_waits_for_it(fragile: Arena, 
     server.stop()
     worker = fragile.start(concurrency=2)
     names = fragile.send_chains(2, 2)
-    fragile.await_said(worker, POSTPONED, 3)
+    fragile.await_said(worker, POSTPONED, 2)
     fragile.await_said(worker, "recovery failed and goes on: [CD501]")
     server.start()
     fragile.check_chains(names, 2)

@@ -18,7 +18,7 @@ def test_messages_wait_for_tables_that_are_missing(arena: Arena) -> None:
     migrations.downgrade(arena.database.engine(), "base")
     worker = arena.start(concurrency=2)
     names = arena.send_chains(2, 2)
-    arena.await_said(worker, POSTPONED, 3)
+    arena.await_said(worker, POSTPONED, 2)
     assert (
         f": [CD002] the journal's tables are missing in {arena.database.url}. Create them with: celery -A <your app> "
         "durable upgrade\n"
