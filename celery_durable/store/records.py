@@ -27,6 +27,7 @@ __all__ = [
     "OpenRequest",
     "Opened",
     "PayloadKind",
+    "PromiseState",
     "Refusal",
     "Refused",
     "State",
@@ -114,6 +115,15 @@ class PayloadKind(enum.IntEnum):
     OUTCOME = 2
     #: Why it was parked, cancelled or failed from outside; text.
     REASON = 3
+
+
+class PromiseState(enum.IntEnum):
+    """State of a promise. The numbers are stored: never reuse one."""
+
+    PENDING = 0
+    RESOLVED = 1
+    REJECTED = 2
+    EXPIRED = 3
 
 
 class StoredPayload(NamedTuple):

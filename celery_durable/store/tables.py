@@ -29,7 +29,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import GenericFunction
 
-__all__ = ["executions", "guards", "journal", "metadata", "new_pk", "now_ms", "payloads"]
+__all__ = ["executions", "guards", "journal", "metadata", "new_pk", "now_ms", "outbox", "payloads", "promises"]
 
 metadata = MetaData()
 
@@ -84,6 +84,12 @@ executions = Table(
     Column("steps", Integer, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
+    #: A hash of the arguments, where the caller chose the id: another call under it must be the same one.
+    Column("args_hash", _Hash, nullable=True),
+    #: When its cancellation was asked for, while its owner or its compensation is still to be heard.
+    Column("cancel_at", BigInteger, nullable=True),
+    #: When journal and payloads were removed. The row stays a while, so that a late duplicate does not run.
+    Column("pruned_at", BigInteger, nullable=True),
     UniqueConstraint("namespace", "id", name="uq_durable_execution_id"),
 )
 
@@ -148,6 +154,49 @@ guards = Table(
     Column("scope", _ascii(200), nullable=False),
     Column("position", Integer, nullable=False),
     Column("created_at", BigInteger, nullable=False),
+)
+
+#: What executions wait for that somebody else brings: a decision from outside, the end of a child task.
+promises = Table(
+    "durable_promise",
+    metadata,
+    #: Known outside. Derived from the execution and the promise's name, so that it outlives a divergence.
+    Column("id", _ascii(64), primary_key=True),
+    #: The execution that waits.
+    Column("pk", BigInteger, nullable=False),
+    Column("name", _text(255), nullable=False),
+    #: BLAKE3 of the token; NULL where only the library itself may settle it.
+    Column("token_hash", _Hash, nullable=True),
+    #: A :class:`~celery_durable.store.records.PromiseState`.
+    Column("state", SmallInteger, nullable=False),
+    #: The epoch in which the execution was suspended to wait for it; its settlement wakes that suspension only.
+    Column("awaited", Integer, nullable=True),
+    #: When it expires; NULL for never.
+    Column("deadline", BigInteger, nullable=True),
+    #: Each sign of life moves the deadline this many milliseconds ahead; NULL where none is expected.
+    Column("heartbeat_ms", BigInteger, nullable=True),
+    Column("created_at", BigInteger, nullable=False),
+    Column("settled_at", BigInteger, nullable=True),
+    Column("codec", SmallInteger, nullable=True),
+    Column("data", _Blob, nullable=True),
+    Index("ix_durable_promise_pk", "pk"),
+)
+
+#: Messages of tasks that are not durable, written in the transaction that decided to send them.
+outbox = Table(
+    "durable_outbox",
+    metadata,
+    #: Grows with time: the order in which they are sent.
+    Column("pk", BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=False),
+    Column("namespace", _text(64), nullable=False),
+    Column("id", _text(255), nullable=False),
+    Column("task", _text(255), nullable=False),
+    Column("wake_at", BigInteger, nullable=False),
+    Column("sends", Integer, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("codec", SmallInteger, nullable=False),
+    Column("data", _Blob, nullable=False),
+    Index("ix_durable_outbox_wake", "namespace", "wake_at"),
 )
 
 

@@ -57,7 +57,7 @@ def test_the_tables_are_made_and_removed(app: Celery, database: JournalDatabase)
 def test_the_statements_are_only_printed(app: Celery, database: JournalDatabase):
     up = run(app, "upgrade", "--sql").out
     assert "CREATE TABLE durable_execution" in up
-    assert f"INSERT INTO durable_version (version_num) VALUES ('{head()}')" in up
+    assert f"UPDATE durable_version SET version_num='{head()}'" in up
     assert tables(database) == set()
 
     run(app, "upgrade")

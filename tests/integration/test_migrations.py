@@ -31,15 +31,16 @@ from celery_durable.store.migrations import running
 from celery_durable.store.tables import metadata, now_ms
 from tests.support.databases import JournalDatabase
 
-TABLES = {"durable_execution", "durable_payload", "durable_journal", "durable_guard"}
+FIRST = {"durable_execution", "durable_payload", "durable_journal", "durable_guard"}
+TABLES = {*FIRST, "durable_promise", "durable_outbox"}
 VERSION = "durable_version"
 
 NEXT = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 branch_labels = depends_on = None
 
 
@@ -126,7 +127,7 @@ def test_up_down_and_up_again(database: JournalDatabase):
     assert migrations.current(engine) is None
     migrations.upgrade(engine)
     assert tables(engine) == {*TABLES, VERSION}
-    assert migrations.current(engine) == migrations.head() == "0001"
+    assert migrations.current(engine) == migrations.head() == "0002"
     migrations.upgrade(engine)
 
     migrations.downgrade(engine, "base")
@@ -134,7 +135,11 @@ def test_up_down_and_up_again(database: JournalDatabase):
     assert migrations.current(engine) is None
 
     migrations.upgrade(database.url, "0001")
+    assert tables(engine) == {*FIRST, VERSION}
+    migrations.upgrade(engine)
     assert tables(engine) == {*TABLES, VERSION}
+    migrations.downgrade(database.url, "0001")
+    assert tables(engine) == {*FIRST, VERSION}
     migrations.downgrade(database.url, "base")
     assert tables(engine) == {VERSION}
 
@@ -206,9 +211,16 @@ def test_mysql_compares_byte_by_byte_and_holds_large_payloads(database: JournalD
         "durable_journal.scope": "ascii_bin",
         "durable_journal.name": "utf8mb4_bin",
         "durable_guard.scope": "ascii_bin",
+        "durable_promise.id": "ascii_bin",
+        "durable_promise.name": "utf8mb4_bin",
+        "durable_outbox.namespace": "utf8mb4_bin",
+        "durable_outbox.id": "utf8mb4_bin",
+        "durable_outbox.task": "utf8mb4_bin",
     }
     assert {f"{table}.{column}" for table, column, kind, _ in columns if kind == "longblob"} == {
         "durable_payload.data",
+        "durable_promise.data",
+        "durable_outbox.data",
         "durable_journal.payload",
     }
     assert {f"{table}.{column}" for table, column, kind, _ in columns if kind == "binary"} == {
@@ -216,6 +228,8 @@ def test_mysql_compares_byte_by_byte_and_holds_large_payloads(database: JournalD
         "durable_journal.key",
         "durable_guard.key",
         "durable_guard.fingerprint",
+        "durable_execution.args_hash",
+        "durable_promise.token_hash",
     }
 
 
@@ -255,7 +269,7 @@ def test_the_printed_sql_does_what_the_upgrade_does(database: JournalDatabase):
     printed = catalog(database.kind, engine)
 
     output = io.StringIO()
-    migrations.downgrade(engine, "0001:base", sql=True, output=output)
+    migrations.downgrade(engine, "0002:base", sql=True, output=output)
     feed(database, output.getvalue())
     assert not tables(engine) & TABLES
 
@@ -269,10 +283,10 @@ def test_both_names_of_mysql_give_the_same_tables(scheme: str, capsys: pytest.Ca
     migrations.upgrade(f"{scheme}://root@127.0.0.1:1/shop", sql=True)
     sql = capsys.readouterr().out
     assert sql.count(")ENGINE=InnoDB CHARSET=utf8mb4;") == len(TABLES)
-    assert sql.count("COLLATE utf8mb4_bin") == 4
-    assert sql.count("COLLATE ascii_bin") == 4
-    assert sql.count("LONGBLOB") == 2
-    assert sql.count("BINARY(32)") == 4
+    assert sql.count("COLLATE utf8mb4_bin") == 8
+    assert sql.count("COLLATE ascii_bin") == 5
+    assert sql.count("LONGBLOB") == 4
+    assert sql.count("BINARY(32)") == 6
 
 
 def test_a_bad_url_is_refused_before_anything_happens():
@@ -313,15 +327,15 @@ def test_missing_tables_are_told_with_the_command(database: JournalDatabase):
 def test_older_tables_are_told_with_both_revisions(database: JournalDatabase, scripts: Path):
     engine, shown = secretive(database)
     migrations.upgrade(engine)
-    (scripts / "0002_next.py").write_text(NEXT)
+    (scripts / "0003_next.py").write_text(NEXT)
     with pytest.raises(SchemaError) as caught:
         migrations.ensure(engine, create=False)
     assert str(caught.value) == (
-        f"[CD002] the journal's tables in {shown} have revision '0001', this version of celery_durable needs '0002'. "
+        f"[CD002] the journal's tables in {shown} have revision '0002', this version of celery_durable needs '0003'. "
         "Upgrade them with: celery -A <your app> durable upgrade"
     )
     migrations.ensure(engine, create=True)
-    assert migrations.current(engine) == "0002"
+    assert migrations.current(engine) == "0003"
     assert tables(engine) == {*TABLES, VERSION, "durable_later"}
 
 
@@ -335,7 +349,7 @@ def test_newer_tables_are_told_with_the_cure(database: JournalDatabase, create: 
         migrations.ensure(engine, create=create)
     assert str(caught.value) == (
         f"[CD002] the journal's tables in {shown} have revision '0099', which this version of celery_durable does not "
-        "know (it needs '0001'). A newer version has upgraded them: upgrade celery_durable here too."
+        "know (it needs '0002'). A newer version has upgraded them: upgrade celery_durable here too."
     )
 
 
@@ -447,7 +461,7 @@ def test_processes_that_start_at_once_on_a_new_sqlite_file_all_find_the_tables(t
     for url in files:
         engine = sa.create_engine(url)
         assert tables(engine) == {*TABLES, VERSION}
-        assert migrations.current(engine) == "0001"
+        assert migrations.current(engine) == "0002"
         engine.dispose()
 
 
@@ -457,7 +471,7 @@ def test_processes_that_upgrade_a_server_at_once_all_succeed(database: JournalDa
     engine = database.engine()
     assert differences(engine) == []
     with engine.connect() as connection:
-        assert connection.exec_driver_sql("SELECT version_num FROM durable_version").scalars().all() == ["0001"]
+        assert connection.exec_driver_sql("SELECT version_num FROM durable_version").scalars().all() == ["0002"]
 
 
 def test_threads_that_make_several_databases_at_once_do_not_mix_them_up(tmp_path: Path):
@@ -519,17 +533,17 @@ def test_an_upgrade_of_another_database_on_the_server_is_not_waited_for(
 def test_a_migration_that_fails_leaves_the_old_tables_and_no_lock(database: JournalDatabase, scripts: Path):
     engine = database.engine()
     migrations.upgrade(engine)
-    (scripts / "0002_next.py").write_text(FAILING)
+    (scripts / "0003_next.py").write_text(FAILING)
     with pytest.raises(RuntimeError, match="in the middle"):
         migrations.upgrade(engine)
-    assert migrations.current(engine) == "0001"
+    assert migrations.current(engine) == "0002"
     if database.kind != "mysql":  # Its CREATE TABLE cannot be rolled back.
         assert tables(engine) == {*TABLES, VERSION}
-        (scripts / "0002_next.py").write_text(NEXT)
+        (scripts / "0003_next.py").write_text(NEXT)
         migrations.upgrade(database.url)
-        assert migrations.current(engine) == "0002"
+        assert migrations.current(engine) == "0003"
     else:
-        migrations.upgrade(database.url, "0001")
+        migrations.upgrade(database.url, "0002")
 
 
 # -- in the company of others -----------------------------------------------------------------------------------
