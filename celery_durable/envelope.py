@@ -19,12 +19,25 @@ from .store.records import StoredPayload
 if TYPE_CHECKING:
     from celery import Celery, Task
 
-__all__ = ["PK_HEADER", "WAITS_HEADER", "body_of", "from_message", "from_request", "pack", "resend", "unpack"]
+__all__ = [
+    "PK_HEADER",
+    "RAW_KEY",
+    "WAITS_HEADER",
+    "body_of",
+    "from_message",
+    "from_request",
+    "pack",
+    "resend",
+    "unpack",
+]
 
 #: Carries the primary key of an execution whose row was written at publish.
 PK_HEADER: Final = "durable_pk"
 #: Counts how often a message has been postponed because the journal could not be reached.
 WAITS_HEADER: Final = "durable_waits"
+
+#: Under which a request carries its message's content type, encoding and body, as they came from the broker.
+RAW_KEY: Final = "durable_raw"
 
 #: Headers of Celery's message protocol 2.
 _PROTOCOL: Final = (
@@ -73,19 +86,23 @@ def from_request(task: Task[Any, Any], request: Any) -> dict[str, Any]:
     properties = {name: given[name] for name in _PROPERTIES if given.get(name) is not None}
     if info.get("priority") is not None:
         properties["priority"] = info["priority"]
-    embed = {
-        "callbacks": request.callbacks,
-        "errbacks": request.errbacks,
-        "chain": request.chain,
-        "chord": request.chord,
-    }
-    # As they are: a serializer may tell tuples from lists.
-    body = (request.args or (), request.kwargs or {}, embed)
-    serializer = _serializer_of(known.get("durable_content_type")) or task.serializer
+    raw = known.get(RAW_KEY)
+    if raw is None:
+        embed = {
+            "callbacks": request.callbacks,
+            "errbacks": request.errbacks,
+            "chain": request.chain,
+            "chord": request.chord,
+        }
+        # As they are: a serializer may tell tuples from lists.
+        body = (request.args or (), request.kwargs or {}, embed)
+        raw, serializer = serialization.dumps(body, serializer=task.serializer), task.serializer
+    else:
+        serializer = _serializer_of(raw[0]) or task.serializer
     return _build(
         headers,
         properties,
-        body,
+        raw,
         serializer,
         getattr(task, "compression", None),
         _route(info.get("exchange"), info.get("routing_key"), None),
@@ -98,11 +115,12 @@ def from_message(message: Any, options: Mapping[str, Any], app: Celery) -> dict[
     merged = {**message.properties, **options}
     properties = {name: merged[name] for name in _PROPERTIES if merged.get(name) is not None}
     exchange, queue = options.get("exchange"), options.get("queue")
+    serializer = options.get("serializer") or app.conf.task_serializer
     return _build(
         headers,
         properties,
-        message.body,
-        options.get("serializer") or app.conf.task_serializer,
+        serialization.dumps(message.body, serializer=serializer),
+        serializer,
         options.get("compression"),
         _route(getattr(exchange, "name", exchange), options.get("routing_key"), getattr(queue, "name", queue)),
     )
@@ -111,12 +129,12 @@ def from_message(message: Any, options: Mapping[str, Any], app: Celery) -> dict[
 def _build(
     headers: dict[str, Any],
     properties: dict[str, Any],
-    body: Any,
+    body: tuple[str, str, Any],
     serializer: str | None,
     compression: str | None,
     route: dict[str, str],
 ) -> dict[str, Any]:
-    content_type, encoding, data = serialization.dumps(body, serializer=serializer)
+    content_type, encoding, data = body
     return {
         "headers": {k: _plain(v) for k, v in headers.items() if k not in _FOREIGN},
         "properties": {k: _plain(v) for k, v in properties.items()},

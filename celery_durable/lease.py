@@ -109,7 +109,8 @@ class Keeper:
 
     def renew(self) -> None:
         """Prolong all leases; those that are gone are noticed."""
-        held = dict(self._held)
+        # An execution whose row is still to be written has no lease that could run out.
+        held = {fence: buffer for fence, buffer in dict(self._held).items() if buffer.born}
         if not held:
             return
         reached("lease.before_renew")

@@ -83,7 +83,7 @@ class Run:
         #: True where waits are sat out in place (eager mode): nobody would bring the execution back.
         self.inline = inline
         self.counters = Counters()
-        self.buffer = ExecutionBuffer(opened.fence, opened.generation, time.monotonic())
+        self.buffer = ExecutionBuffer(opened.fence, opened.generation, time.monotonic(), opened.birth)
         #: What every further request gets: the body has lost its right to go on.
         self.sticky: BaseException | None = None
         #: Steps that the body handed back an error for, and that are not journaled yet.

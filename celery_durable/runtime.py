@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from .codec import Codec
 from .lease import Keeper, owner_prefix
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["Returning", "Runtime"]
 
 logger = logging.getLogger(__name__)
+
+#: Kombu's transports that mark a redelivery. (The memory of this process is lost together with what it runs.)
+_TRUSTED: Final = frozenset({"amqp", "redis", "memory"})
 
 _runtimes: weakref.WeakKeyDictionary[Celery, Runtime] = weakref.WeakKeyDictionary()
 _making = threading.Lock()
@@ -71,6 +74,8 @@ class Runtime:
             # In a pool process the parent is the worker. Anywhere else nobody listens there.
             lifeline=Lifeline(address_of(os.getppid()), owner_prefix()),
         )
+        #: The broker says of a message whether it was delivered before, and delivers again what nobody acknowledged.
+        self.trusts_broker = app.connection_for_read().transport.driver_type in _TRUSTED
         #: task id -> outcome that is on its way to Celery.
         self.returning: dict[str, Returning] = {}
         #: Runs that went on without durability (``durable_on_unavailable = "degrade"``).

@@ -118,6 +118,23 @@ class Session:
             pk=int(pk) if pk is not None else None,
             recoverable=not self.eager,
             postponed=envelopes.WAITS_HEADER in self.request.__dict__,
+            fresh=self._is_fresh(),
+        )
+
+    def _is_fresh(self) -> bool:
+        """Whether the broker delivers this message for the first time, and would deliver it again if we died."""
+        request = self.request
+        known = request.__dict__
+        return (
+            self.runtime.trusts_broker
+            and not self.eager
+            and not request.retries
+            and not request.replaced_task_nesting
+            and not (request.delivery_info or {}).get("redelivered", True)
+            and envelopes.PK_HEADER not in known
+            and envelopes.WAITS_HEADER not in known
+            # The body may change its arguments before they are stored, but not this.
+            and envelopes.RAW_KEY in known
         )
 
     def _envelope(self) -> StoredPayload:
@@ -213,6 +230,8 @@ class Session:
             self.run = run = self._new_run(opened)
             context = DurableContext(run, logger_name=self.task.name)
             self.runtime.keeper.hold(run.buffer)
+            if run.buffer.birth is not None:
+                self.runtime.writer.announce(run.buffer)
             try:
                 return self._attempt(context, run, args, kwargs)
             except ReplayDivergence as error:
@@ -330,7 +349,7 @@ class Session:
         if self.eager or run.buffer.committed:
             return
         try:
-            if not self.runtime.ownership.vanished(run.fence.pk):
+            if not self.runtime.ownership.vanished(run.execution_id):
                 return
             error = JournalUnavailable("the database has forgotten the execution, of which nothing was on disk yet.")
         except JournalUnavailable as unavailable:

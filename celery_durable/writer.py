@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from .errors import DurableError, JournalUnavailable, LeaseLost
 from .faults import reached
 from .store.journal import Journal
-from .store.records import Batch, Entry, Fence
+from .store.records import Batch, Birth, Entry, Fence
 from .threads import without_signals
 
 __all__ = ["ExecutionBuffer", "JournalWriter"]
@@ -28,9 +28,12 @@ class ExecutionBuffer:
     """What one execution has appended and not yet committed."""
 
     __slots__ = (
+        "birth",
+        "born",
         "closed",
         "committed",
         "degraded",
+        "dirty_since",
         "failure",
         "fence",
         "generation",
@@ -41,7 +44,7 @@ class ExecutionBuffer:
         "verified_at",
     )
 
-    def __init__(self, fence: Fence, generation: int, verified_at: float) -> None:
+    def __init__(self, fence: Fence, generation: int, verified_at: float, birth: Birth | None = None) -> None:
         self.fence = fence
         self.generation = generation
         self.pending: list[Entry] = []
@@ -52,6 +55,12 @@ class ExecutionBuffer:
         #: Entries appended, and entries known to be committed.
         self.total = 0
         self.committed = 0
+        #: Goes in with the next batch: there is no row yet.
+        self.birth = birth
+        #: The row is known to be there.
+        self.born = birth is None
+        #: time.monotonic() of the first append that is not committed yet.
+        self.dirty_since = 0.0
         #: Why nothing may be appended any more.
         self.failure: DurableError | None = None
         self.closed = False
@@ -96,18 +105,26 @@ class JournalWriter:
             buffer.steps += finishes
             fresh = buffer.fence not in self._dirty
             if fresh:
-                self._dirty[buffer.fence] = buffer
+                self._soil(buffer)
         if fresh:
-            if self._timer is None:
-                self._start_timer()
-            self._wake.set()
+            self._arm()
+
+    def announce(self, buffer: ExecutionBuffer) -> None:
+        """A run begins whose row is not written yet: that is a thing to commit, too."""
+        with self._lock:
+            self._soil(buffer)
+        self._arm()
+
+    def _soil(self, buffer: ExecutionBuffer) -> None:
+        buffer.dirty_since = time.monotonic()
+        self._dirty[buffer.fence] = buffer
 
     def amend(self, buffer: ExecutionBuffer, entry: Entry) -> None:
         """Take an entry although the run has failed: it is committed with what that leaves behind."""
         with self._lock:
             buffer.pending.append(entry)
             buffer.total += 1
-            self._dirty[buffer.fence] = buffer
+            self._soil(buffer)
 
     def flush(self, buffer: ExecutionBuffer) -> None:
         """Return when everything appended to ``buffer`` so far is committed under its lease.
@@ -119,15 +136,15 @@ class JournalWriter:
         ticket = buffer.total
         if buffer.failure is not None:
             raise buffer.failure
-        if buffer.committed >= ticket or buffer.degraded:
+        if (buffer.committed >= ticket and buffer.born) or buffer.degraded:
             return
         if not self._commit_lock.acquire(timeout=self._ack_timeout):
             raise self._broken(buffer, f"no commit was possible within {self._ack_timeout:g} s (durable_ack_timeout).")
         try:
-            if buffer.committed < ticket and buffer.failure is None:
+            if (buffer.committed < ticket or not buffer.born) and buffer.failure is None:
                 self._commit()
         except JournalUnavailable as error:
-            if buffer.committed < ticket:
+            if buffer.committed < ticket or not buffer.born:
                 raise self._broken(buffer, error.message) from error
         finally:
             self._commit_lock.release()
@@ -165,7 +182,7 @@ class JournalWriter:
         with self._lock:
             buffer.limbo.append(batch)
             buffer.closed = False
-            self._dirty[buffer.fence] = buffer
+            self._soil(buffer)
 
     def settle(self, buffer: ExecutionBuffer) -> bool:
         """Try once to commit what an abandoned execution left behind.
@@ -184,9 +201,10 @@ class JournalWriter:
     # -- committing -----------------------------------------------------------------------------------------
 
     def _take(self, buffer: ExecutionBuffer) -> Batch:
-        batch = Batch(buffer.fence, buffer.generation, tuple(buffer.pending), buffer.steps)
+        batch = Batch(buffer.fence, buffer.generation, tuple(buffer.pending), buffer.steps, birth=buffer.birth)
         buffer.pending = []
         buffer.steps = 0
+        buffer.birth = None
         return batch
 
     def _commit(self) -> None:
@@ -197,7 +215,7 @@ class JournalWriter:
             work = []
             for buffer in buffers:
                 batches = [*buffer.limbo]
-                if buffer.pending:
+                if buffer.pending or buffer.birth is not None:
                     batches.append(self._take(buffer))
                 buffer.limbo = []
                 work.append((buffer, batches))
@@ -218,13 +236,14 @@ class JournalWriter:
             else:
                 buffer.committed += sum(len(b.entries) for b in batches)
                 buffer.verified_at = before
+                buffer.born = True
 
     def _put_back(self, work: Sequence[tuple[ExecutionBuffer, list[Batch]]]) -> None:
         with self._lock:
             for buffer, batches in work:
                 # In front: the order within an execution is the order of its entries.
                 buffer.limbo = [dataclasses.replace(b, again=True) for b in batches] + buffer.limbo
-                self._dirty[buffer.fence] = buffer
+                self._soil(buffer)
 
     @staticmethod
     def _broken(buffer: ExecutionBuffer, reason: str) -> JournalUnavailable:
@@ -234,6 +253,11 @@ class JournalWriter:
         return error
 
     # -- timer ----------------------------------------------------------------------------------------------
+
+    def _arm(self) -> None:
+        if self._timer is None:
+            self._start_timer()
+        self._wake.set()
 
     def _start_timer(self) -> None:
         with self._lock:
@@ -247,8 +271,7 @@ class JournalWriter:
         while True:
             self._wake.wait()
             self._wake.clear()
-            time.sleep(self._flush_interval)
-            if not self._dirty:
+            if not self._sit_out():
                 continue
             with self._commit_lock:
                 try:
@@ -262,3 +285,18 @@ class JournalWriter:
                     logger.exception("the journal's flush timer failed; it goes on")
                     time.sleep(1.0)
                     self._wake.set()
+
+    def _sit_out(self) -> bool:
+        """Wait until something has been dirty for the flush interval: what is committed sooner needs no timer.
+
+        :returns: False when all is clean.
+        """
+        while True:
+            with self._lock:
+                oldest = min((b.dirty_since for b in self._dirty.values()), default=None)
+            if oldest is None:
+                return False
+            left = oldest + self._flush_interval - time.monotonic()
+            if left <= 0:
+                return True
+            time.sleep(left)

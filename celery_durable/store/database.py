@@ -275,14 +275,23 @@ class Database:
                 if not connection.invalidated:
                     raw.execute("PRAGMA synchronous = FULL")
 
-    def read(self, work: Callable[[Connection], T], *, timeout: float | None = None) -> T:
+    def read(
+        self,
+        work: Callable[[Connection], T],
+        *,
+        timeout: float | None = None,
+        single: Callable[[Direct], T] | None = None,
+    ) -> T:
         """Run ``work`` without a transaction: each statement sees what is committed.
 
+        :param single: the same, said to the driver, for PostgreSQL.
         :raises JournalUnavailable: when it could not be answered in time.
         :raises SchemaError: when the tables are missing.
         """
 
         def attempt() -> T:
+            if single is not None and self._direct is not None:
+                return single(self._direct)
             with self._statements() as connection:
                 return work(connection)
 

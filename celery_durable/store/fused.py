@@ -14,12 +14,13 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
+from .birth import insert_row
 from .direct import Direct
 from .records import Batch, Entry, PayloadKind, StoredPayload
-from .statements import FENCE, INSERT, let_go
+from .statements import FENCE, let_go
 from .tables import executions, journal, now_ms, payloads
 
-__all__ = ["append", "open_new", "settle"]
+__all__ = ["append", "begin", "open_new", "settle"]
 
 #: What all entries of a batch have in common, and what each has for itself.
 _SHARED = ("pk", "generation", "epoch", "at")
@@ -35,31 +36,37 @@ def append(direct: Direct, batch: Batch, lease_ms: int) -> bool:
     return bool(direct.scalar(_append(bool(batch.entries)), bound))
 
 
+def begin(direct: Direct, batch: Batch, row: dict[str, Any], envelope: StoredPayload) -> bool:
+    """Insert an execution with its first entries; False when there is one of this id."""
+    return bool(direct.scalar(_begin(bool(batch.entries)), row | _entries(batch) | _message(envelope)))
+
+
 def settle(
     direct: Direct,
     batch: Batch,
     columns: tuple[str, ...],
     bound: dict[str, Any],
+    envelope: StoredPayload | None,
     kind: PayloadKind,
     payload: StoredPayload | None,
 ) -> bool:
     """Write the last entries, a payload and a new state under the fence; False when it did not hold.
 
-    :param columns: the parameters of :func:`~.statements.let_go`.
+    :param columns: the parameters of :func:`~.statements.let_go`, or of an insert where it is also the first commit.
+    :param envelope: the message, where it is the first commit.
     """
+    bound = bound | _entries(batch)
+    if envelope is not None:
+        bound |= _message(envelope)
     if payload is not None:
-        bound = {**bound, "p_kind": int(kind), "p_codec": payload.codec, "p_data": payload.data}
-    statement = _settle(columns, bool(batch.entries), payload is not None)
-    return bool(direct.scalar(statement, bound | _entries(batch)))
+        bound |= {"p_kind": int(kind), "p_codec": payload.codec, "p_data": payload.data}
+    make = _settle if batch.birth is None else _begin_and_settle
+    return bool(direct.scalar(make(columns, bool(batch.entries), envelope is not None, payload is not None), bound))
 
 
-def open_new(direct: Direct, values: dict[str, Any], envelope: StoredPayload) -> None:
-    """Insert an execution with its envelope; nobody waits for the disk.
-
-    :raises IntegrityError: when there is one of this id.
-    """
-    codec, data = envelope
-    direct.scalar(_open(), {**values, "p_codec": codec, "p_data": data})
+def open_new(direct: Direct, row: dict[str, Any], envelope: StoredPayload) -> bool:
+    """Insert an execution with its envelope; nobody waits for the disk. False when there is one of this id."""
+    return direct.scalar(_open(), row | _message(envelope)) is not None
 
 
 # -- the statements -----------------------------------------------------------------------------------------------
@@ -67,31 +74,47 @@ def open_new(direct: Direct, values: dict[str, Any], envelope: StoredPayload) ->
 
 @functools.cache
 def _append(with_entries: bool) -> sa.Select[Any]:
-    return _under(FENCE, with_entries, False)
+    return _under(FENCE.returning(executions.c.pk), with_entries)
 
 
 @functools.cache
-def _settle(columns: tuple[str, ...], with_entries: bool, with_payload: bool) -> sa.Select[Any]:
-    return _under(let_go(*columns), with_entries, with_payload)
+def _begin(with_entries: bool) -> sa.Select[Any]:
+    return _under(_new(), with_entries, with_envelope=True)
+
+
+@functools.cache
+def _settle(columns: tuple[str, ...], with_entries: bool, with_envelope: bool, with_payload: bool) -> sa.Select[Any]:
+    return _under(let_go(*columns).returning(executions.c.pk), with_entries, with_envelope, with_payload)
+
+
+@functools.cache
+def _begin_and_settle(
+    columns: tuple[str, ...], with_entries: bool, with_envelope: bool, with_payload: bool
+) -> sa.Select[Any]:
+    return _under(_new(*columns, leased=False), with_entries, with_envelope, with_payload)
 
 
 @functools.cache
 def _open() -> Any:
-    new = INSERT.returning(executions.c.pk).cte("new")
-    kind = sa.literal(int(PayloadKind.ENVELOPE), sa.SmallInteger)
     # The setting is the transaction's, which is this statement.
     relaxed = sa.func.set_config("synchronous_commit", "off", True)
-    return _insert_payload(new, kind).returning(relaxed)
+    return _insert_payload(_new().cte("held"), "m").returning(relaxed)
 
 
-def _under(fence: sa.Update, with_entries: bool, with_payload: bool) -> sa.Select[Any]:
+def _new(*columns: str, leased: bool = True) -> Any:
+    return insert_row(*columns, leased=leased).on_conflict_do_nothing().returning(executions.c.pk)
+
+
+def _under(fence: Any, with_entries: bool, with_envelope: bool = False, with_payload: bool = False) -> sa.Select[Any]:
     """What is written if, and only if, the fence holds; the answer is the number of rows that it let through."""
-    held = fence.returning(executions.c.pk).cte("held")
+    held = fence.cte("held")
     parts = []
+    if with_envelope:
+        parts.append(_insert_payload(held, "m").cte("kept"))
     if with_entries:
         parts.append(_insert_entries(held).cte("written"))
     if with_payload:
-        insert = _insert_payload(held, sa.bindparam("p_kind", type_=sa.SmallInteger))
+        insert = _insert_payload(held, "p")
         values = {"codec": insert.excluded.codec, "data": insert.excluded.data}
         replace = insert.on_conflict_do_update(index_elements=list(payloads.primary_key), set_=values)
         parts.append(replace.cte("stored"))
@@ -141,8 +164,11 @@ def _text(data: bytes | None) -> str | None:
     return None if data is None else b2a_base64(data, newline=False).decode("ascii")
 
 
-def _insert_payload(source: sa.CTE, kind: sa.ColumnElement[int]) -> postgresql.Insert:
-    codec = sa.bindparam("p_codec", type_=sa.SmallInteger)
-    data = sa.bindparam("p_data", type_=sa.LargeBinary)
-    selected = sa.select(source.c.pk, kind, codec, data)
-    return postgresql.insert(payloads).from_select(["pk", "kind", "codec", "data"], selected)
+def _insert_payload(source: sa.CTE, prefix: str) -> postgresql.Insert:
+    names = ("kind", "codec", "data")
+    given = [sa.bindparam(f"{prefix}_{name}", type_=payloads.c[name].type) for name in names]
+    return postgresql.insert(payloads).from_select(["pk", *names], sa.select(source.c.pk, *given))
+
+
+def _message(envelope: StoredPayload) -> dict[str, Any]:
+    return {"m_kind": int(PayloadKind.ENVELOPE), "m_codec": envelope.codec, "m_data": envelope.data}

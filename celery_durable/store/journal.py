@@ -10,10 +10,12 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 
 from . import fused
+from .birth import insert_new, new_row
 from .database import Database
 from .direct import Direct
 from .records import (
     Batch,
+    Birth,
     EffectCode,
     Entry,
     EntryKind,
@@ -165,7 +167,7 @@ class Journal:
             for batch in ordered:
                 if (tries > 1 or batch.again) and self._present(connection, batch):
                     continue  # our own commit, whose acknowledgement was lost
-                if self._fence(connection, batch):
+                if self._begin(connection, batch) or self._fence(connection, batch):
                     held.append(batch)
                 else:
                     lost.add(batch.fence)
@@ -175,7 +177,13 @@ class Journal:
         def single(direct: Direct) -> set[Fence] | None:
             nonlocal tries
             tries += 1
-            return set() if fused.append(direct, ordered[0], self._lease_ms) else None
+            [batch] = ordered
+            birth = batch.birth
+            if birth is None:
+                done = fused.append(direct, batch, self._lease_ms)
+            else:
+                done = fused.begin(direct, batch, self._new_row(batch, birth), birth.request.envelope())
+            return set() if done else None
 
         usual = len(ordered) == 1 and not ordered[0].again
         return self._database.write(work, single=single if usual else None)
@@ -183,6 +191,16 @@ class Journal:
     def verify(self, fence: Fence) -> bool:
         """True while the lease of ``fence`` is held; prolongs it."""
         return self._database.write(lambda c: self._fence(c, Batch(fence, 0, ())))
+
+    def _begin(self, connection: Connection, batch: Batch) -> bool:
+        """Write the row of an execution that has none; False where there is one, which may be our own."""
+        birth = batch.birth
+        if birth is None:
+            return False
+        return insert_new(connection, self._new_row(batch, birth), birth.request.envelope())
+
+    def _new_row(self, batch: Batch, birth: Birth) -> dict[str, Any]:
+        return new_row(batch.fence.pk, birth.namespace, birth.request, self._lease_ms, batch.steps)
 
     def _fence(self, connection: Connection, batch: Batch) -> bool:
         values = {

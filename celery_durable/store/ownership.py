@@ -7,16 +7,15 @@ answered one after the other.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
-from sqlalchemy.exc import IntegrityError
 
 from ..errors import LeaseLost
 from . import fused
+from .birth import insert_new, new_row
 from .database import Database
 from .direct import Direct
 from .journal import insert_entries
@@ -24,6 +23,7 @@ from .records import (
     FINAL_STATES,
     PARKED_STATES,
     Batch,
+    Birth,
     Closed,
     Entry,
     EntryKind,
@@ -37,7 +37,7 @@ from .records import (
     StoredPayload,
 )
 from .rows import get_payload, lease_lost, put_payload, quarantine
-from .statements import BY_ID, BY_PK, INSERT, INSERT_PAYLOAD, bound, grant, let_go
+from .statements import BY_ID, BY_PK, KNOWN, bound, grant, let_go
 from .tables import executions, new_pk, now_ms
 
 __all__ = ["Ownership"]
@@ -64,29 +64,39 @@ class Ownership:
     def open(self, request: OpenRequest) -> Opened | Closed | Refused:
         """Decide whether a message may run, and grant it the lease.
 
-        A new execution is inserted with its envelope; a known one is granted only where nobody else holds it and
-        the message is not a stale one. A message that would be one take-over too many parks the execution.
+        A new execution is inserted with its envelope, at once or with its first commit; a known one is granted only
+        where nobody else holds it and the message is not a stale one. A message that would be one take-over too many
+        parks the execution.
         """
-
-        # Most messages are first deliveries: those spare the look-up. A lost acknowledgement of the insert ends
-        # up in the look-up too, which recognises its owner.
-        look_first = request.pk is not None or request.retries > 0 or not request.recoverable
-        if not look_first:
-            # It need not be on disk before the body starts. A crash of the database that undoes it undoes all that
-            # came of it, and the message is still there: see :meth:`vanished`.
-            with contextlib.suppress(IntegrityError):
-                return self._database.write(
-                    lambda c: self._insert(c, request),
-                    durable=False,
-                    single=lambda d: self._insert_at_once(d, request),
-                )
+        if request.fresh:
+            if not self._is_known(request.id):
+                return self._new(new_pk(), request, Birth(self._namespace, request))
+        elif request.pk is None and request.retries == 0 and request.recoverable:
+            # Most likely a first delivery: it spares the look-up. A lost acknowledgement of the insert ends up in the
+            # look-up too, which recognises its owner. It need not be on disk before the body starts. A crash of the
+            # database that undoes it undoes all that came of it, and the message is still there: see :meth:`vanished`.
+            opened = self._database.write(
+                lambda c: self._insert(c, request),
+                durable=False,
+                single=lambda d: self._insert_at_once(d, request),
+            )
+            if opened:
+                return opened
         for _ in range(8):
             # An insert that fails here raced with somebody else's, or the random part of its pk collided.
-            with contextlib.suppress(IntegrityError):
-                return self._database.write(lambda c: self._look(c, request))
+            answer = self._database.write(lambda c: self._look(c, request))
+            if answer:
+                return answer
         raise LeaseLost(f"execution {request.id!r} could be neither found nor inserted in 8 tries.")
 
-    def _look(self, connection: Connection, request: OpenRequest) -> Opened | Closed | Refused:
+    def _is_known(self, execution_id: str) -> bool:
+        values = {"namespace": self._namespace, "id": execution_id}
+        return self._database.read(
+            lambda c: c.execute(KNOWN, values).first() is not None,
+            single=lambda d: d.scalar(KNOWN, values) is not None,
+        )
+
+    def _look(self, connection: Connection, request: OpenRequest) -> Opened | Closed | Refused | Literal[False]:
         row = self._find(connection, request)
         return self._insert(connection, request) if row is None else self._judge(connection, row, request)
 
@@ -98,34 +108,19 @@ class Ownership:
                 return row
         return connection.execute(BY_ID, {"namespace": self._namespace, "id": request.id}).first()
 
-    def _insert(self, connection: Connection, request: OpenRequest) -> Opened:
+    def _insert(self, connection: Connection, request: OpenRequest) -> Opened | Literal[False]:
         pk = new_pk()
-        connection.execute(INSERT, self._new_row(pk, request))
-        if request.recoverable:
-            codec, data = request.envelope()
-            payload = {"pk": pk, "kind": int(PayloadKind.ENVELOPE), "codec": codec, "data": data}
-            connection.execute(INSERT_PAYLOAD, payload)
-        return self._new(pk, request)
+        row = new_row(pk, self._namespace, request, self._lease_ms)
+        envelope = request.envelope() if request.recoverable else None
+        return insert_new(connection, row, envelope) and self._new(pk, request)
 
-    def _insert_at_once(self, direct: Direct, request: OpenRequest) -> Opened:
+    def _insert_at_once(self, direct: Direct, request: OpenRequest) -> Opened | Literal[False]:
         pk = new_pk()
-        fused.open_new(direct, self._new_row(pk, request), request.envelope())
-        return self._new(pk, request)
-
-    def _new_row(self, pk: int, request: OpenRequest) -> dict[str, Any]:
-        values = {
-            "pk": pk,
-            "namespace": self._namespace,
-            "id": request.id,
-            "task": request.task,
-            "owner": request.owner,
-            "retries": request.retries,
-            "replacements": request.replacements,
-        }
-        return bound(values) | self._lease(request)
+        row = new_row(pk, self._namespace, request, self._lease_ms)
+        return fused.open_new(direct, row, request.envelope()) and self._new(pk, request)
 
     @staticmethod
-    def _new(pk: int, request: OpenRequest) -> Opened:
+    def _new(pk: int, request: OpenRequest, birth: Birth | None = None) -> Opened:
         return Opened(
             fence=Fence(pk, 1),
             owner=request.owner,
@@ -134,6 +129,7 @@ class Ownership:
             attempts=0,
             retries=request.retries,
             resumed=False,
+            birth=birth,
         )
 
     def _lease(self, request: OpenRequest) -> dict[str, Any]:
@@ -257,9 +253,9 @@ class Ownership:
 
         return self._database.write(work, durable=False)
 
-    def vanished(self, pk: int) -> bool:
-        """True when there is no such row: a crash of the database undid its insert, or somebody deleted it."""
-        return self._database.read(lambda c: c.execute(sa.select(_x.pk).where(_x.pk == pk)).first() is None)
+    def vanished(self, execution_id: str) -> bool:
+        """True when there is no row: a crash of the database undid its insert, or somebody deleted it."""
+        return not self._is_known(execution_id)
 
     # -- letting go -----------------------------------------------------------------------------------------
 
@@ -278,12 +274,22 @@ class Ownership:
         """
         pk, epoch = batch.fence
         values |= {"state": state.value}
-        statement = let_go(*values)
         parameters = bound({"pk": pk, "held": epoch, "steps": batch.steps, "wake": wake_ms, **values})
         kind, data = payload
+        birth = batch.birth
+        envelope: StoredPayload | None = None
+        if birth is not None:
+            parameters = new_row(pk, birth.namespace, birth.request, self._lease_ms) | parameters
+            if data is None or kind is not PayloadKind.ENVELOPE:
+                envelope = birth.request.envelope()
+
+        def written(connection: Connection) -> bool:
+            if birth is not None:
+                return insert_new(connection, parameters, envelope, *values, leased=False)
+            return bool(connection.execute(let_go(*values), parameters).rowcount)
 
         def work(connection: Connection) -> bool:
-            if not connection.execute(statement, parameters).rowcount:
+            if not written(connection):
                 row = connection.execute(sa.select(_x.epoch, _x.state, _x.owner).where(_x.pk == pk)).first()
                 if row is not None and (row.epoch, row.state, row.owner) == (epoch, state.value, owner):
                     return True  # our own commit, whose acknowledgement was lost
@@ -294,7 +300,7 @@ class Ownership:
             return True
 
         def single(direct: Direct) -> bool | None:
-            return fused.settle(direct, batch, tuple(values), parameters, kind, data) or None
+            return fused.settle(direct, batch, tuple(values), parameters, envelope, kind, data) or None
 
         self._database.write(work, single=single)
 

@@ -14,6 +14,7 @@ __all__ = [
     "FINAL_STATES",
     "PARKED_STATES",
     "Batch",
+    "Birth",
     "Closed",
     "Doubt",
     "Due",
@@ -187,6 +188,8 @@ class Batch:
     steps: int = 0
     #: True when an earlier commit of it was not acknowledged: perhaps it is in.
     again: bool = False
+    #: Where the execution's row is not written yet: it goes in with this batch.
+    birth: Birth | None = None
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,16 @@ class OpenRequest:
     postponed: bool = False
     #: How often ``Task.replace`` has handed the id on.
     replacements: int = 0
+    #: The broker vouches for this being the message's first delivery, and would deliver it again: the row may wait for
+    #: the first commit.
+    fresh: bool = False
+
+
+class Birth(NamedTuple):
+    """An execution whose row goes in with its first commit."""
+
+    namespace: str
+    request: OpenRequest
 
 
 @dataclass(frozen=True)
@@ -226,6 +239,8 @@ class Opened:
     #: True where a previous owner died.
     taken_over: bool = False
     steps: int = 0
+    #: Where there is no row yet.
+    birth: Birth | None = None
 
 
 class Refusal(enum.Enum):

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from .records import State
 from .tables import executions, now_ms, payloads
 
-__all__ = ["BY_ID", "BY_PK", "FENCE", "INSERT", "INSERT_PAYLOAD", "bound", "grant", "let_go"]
+__all__ = ["BY_ID", "BY_PK", "FENCE", "INSERT_PAYLOAD", "KNOWN", "bound", "grant", "let_go", "new_values"]
 
 _x = executions.c
 
@@ -22,6 +22,8 @@ BY_ID = (
 )
 #: The same by the number that the database knows.
 BY_PK = sa.select(executions, now_ms().label("now")).where(_x.pk == sa.bindparam("pk")).with_for_update()
+#: Whether there is a row of an id.
+KNOWN = sa.select(_x.pk).where(_x.namespace == sa.bindparam("namespace"), _x.id == sa.bindparam("id"))
 
 
 def _from_now(name: str) -> sa.ColumnElement[int]:
@@ -36,18 +38,26 @@ def _constant(value: int | str) -> sa.ColumnElement[Any]:
 
 _RUNNING = _x.state == _constant(State.RUNNING.value)
 
-_GIVEN = ("pk", "namespace", "id", "task", "owner", "retries", "replacements")
-#: Writes a new execution and its lease.
-INSERT = sa.insert(executions).values(
-    lease_until=_from_now("b_lease"),
-    wake_at=_from_now("b_wake"),
-    created_at=now_ms(),
-    updated_at=now_ms(),
-    state=_constant(State.RUNNING.value),
-    **{name: sa.bindparam(f"b_{name}") for name in _GIVEN},
-    **{name: _constant(1) for name in ("epoch", "generation", "base_generation")},
-    **{name: _constant(0) for name in ("attempts", "sends", "steps")},
-)
+_GIVEN = ("pk", "namespace", "id", "task", "owner", "retries", "replacements", "steps")
+
+
+def new_values(*columns: str, leased: bool = True) -> dict[str, Any]:
+    """What an insert of an execution says: a running one, but for these columns.
+
+    :param leased: False for one that has let go of its lease already.
+    """
+    return {
+        "lease_until": _from_now("b_lease") if leased else _constant(0),
+        "wake_at": _from_now("b_wake"),
+        "created_at": now_ms(),
+        "updated_at": now_ms(),
+        "state": _constant(State.RUNNING.value),
+        **{name: _constant(1) for name in ("epoch", "generation", "base_generation")},
+        **{name: _constant(0) for name in ("attempts", "sends")},
+        **{name: sa.bindparam(f"b_{name}") for name in (*_GIVEN, *columns)},
+    }
+
+
 #: Writes a payload of a new execution.
 INSERT_PAYLOAD = sa.insert(payloads)
 

@@ -7,6 +7,7 @@ from typing import Any
 from celery.worker import state
 from celery.worker.request import Request
 
+from ..envelope import RAW_KEY
 from .control import control_of
 
 __all__ = ["DurableRequest"]
@@ -21,9 +22,9 @@ class DurableRequest(Request):
 
     def __init__(self, message: Any, **options: Any) -> None:
         super().__init__(message, **options)
-        # The body's process must be able to store the message in the form in which it came.
-        if self.content_type:
-            self.request_dict["durable_content_type"] = self.content_type
+        # The body's process must be able to store the message in the form in which it came. It is sent there anyhow.
+        if self.content_type and isinstance(self.body, (str, bytes)):
+            self.request_dict[RAW_KEY] = (self.content_type, self.content_encoding, self.body)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """A time limit was reached. The hard one ends the execution, before the child can give it back."""

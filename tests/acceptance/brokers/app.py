@@ -108,7 +108,7 @@ def mirror(self: DurableTask, *args: Any, **kwargs: Any) -> int:
     seen |= {
         "routing_key": info.get("routing_key"),
         "priority": info.get("priority"),
-        "content_type": request.__dict__.get("durable_content_type"),
+        "content_type": request.__dict__.get("durable_raw", (None,))[0],
         "delivery_mode": properties.get("delivery_mode"),
         "stamp": repr(request.__dict__.get("tenant")),
     }

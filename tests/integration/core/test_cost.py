@@ -25,12 +25,22 @@ GUARDED = StepDescriptor.guarded("pay", Intent.MONEY_MOVING, on_ambiguous=OnAmbi
 NAMED = StepDescriptor.guarded("pay", Intent.MONEY_MOVING, on_ambiguous=OnAmbiguous.RERUN, key=lambda n: f"order-{n}")
 TWICE = StepDescriptor("twice", Effect.AT_LEAST_ONCE)
 
+#: A first delivery: is there such an execution? Its row goes in with its first commit.
+LOOK = [("select execution",)]
+#: The first commit of an execution that goes on: its row, its message, its entries.
+BEGIN = [("insert execution", "insert payload", "insert journal")]
+#: The only commit of one that is over before its first flush.
+ALL = [("insert execution", "insert payload", "insert journal", "insert payload")]
+ALL_EMPTY = [("insert execution", "insert payload", "insert payload")]
+#: The opening of what the broker may have delivered before, or would not deliver again.
 OPEN = [("insert execution", "insert payload")]
 #: A flush that somebody waits for.
 FLUSH = [("update execution", "insert journal")]
 #: The end of a body that has buffered results.
 FINISH = [("update execution", "insert journal", "insert payload")]
 FINISH_EMPTY = [("update execution", "insert payload")]
+#: A body that leaves before its first flush, to be tried again; its new message takes the place of the first one.
+SUSPEND = [("insert execution", "insert journal", "insert payload")]
 #: A segment of 100 entries.
 READ = [("select journal",)]
 #: A message that was sent again: the row is there.
@@ -134,7 +144,7 @@ def meter(database: JournalDatabase) -> Iterator[Meter]:
 
 
 def test_a_body_without_steps(meter: Meter):
-    assert meter.cost(lambda context: 1) == OPEN + FINISH_EMPTY
+    assert meter.cost(lambda context: 1) == LOOK + ALL_EMPTY
 
 
 @pytest.mark.parametrize("steps", [1, 5, 100])
@@ -142,7 +152,7 @@ def test_plain_steps_cost_no_commit_of_their_own(meter: Meter, steps: int):
     def body(context: Any) -> int:
         return sum(context.step("double", double, n) for n in range(steps))
 
-    assert meter.cost(body) == OPEN + FINISH
+    assert meter.cost(body) == LOOK + ALL
 
 
 def test_a_guarded_step_costs_two_commits(meter: Meter):
@@ -151,12 +161,13 @@ def test_a_guarded_step_costs_two_commits(meter: Meter):
         context.step("double", double, 1)
         context.step(GUARDED, double, 2)
 
-    assert meter.cost(body) == [*OPEN, *FLUSH * 4, *FINISH_EMPTY]
+    assert meter.cost(body) == [*LOOK, *BEGIN, *FLUSH * 3, *FINISH_EMPTY]
 
 
 def test_a_guarded_step_with_a_key_of_its_own_looks_for_it_and_keeps_it(meter: Meter):
     claim = [("select guard", "update execution", "insert guard", "insert journal")]
-    assert meter.cost(lambda context: context.step(NAMED, double, 7)) == [*OPEN, *claim, *FLUSH, *FINISH_EMPTY]
+    begun = [*LOOK, *OPEN]
+    assert meter.cost(lambda context: context.step(NAMED, double, 7)) == [*begun, *claim, *FLUSH, *FINISH_EMPTY]
 
 
 def test_plain_steps_before_a_guarded_one_share_its_commit(meter: Meter):
@@ -166,7 +177,7 @@ def test_plain_steps_before_a_guarded_one_share_its_commit(meter: Meter):
             context.step(TWICE, double, n)
         context.step(GUARDED, double, 1)
 
-    assert meter.cost(body) == [*OPEN, *FLUSH, *FLUSH, *FINISH_EMPTY]
+    assert meter.cost(body) == [*LOOK, *BEGIN, *FLUSH, *FINISH_EMPTY]
 
 
 def test_parallel_branches_cost_no_commit_of_their_own(meter: Meter):
@@ -175,7 +186,7 @@ def test_parallel_branches_cost_no_commit_of_their_own(meter: Meter):
             for n in range(8):
                 branches.step("double", double, n)
 
-    assert meter.cost(body) == OPEN + FINISH
+    assert meter.cost(body) == LOOK + ALL
 
 
 def test_a_retry_costs_one_commit_and_its_replay_reads_a_hundred_entries_at_a_time(meter: Meter):
@@ -188,10 +199,9 @@ def test_a_retry_costs_one_commit_and_its_replay_reads_a_hundred_entries_at_a_ti
         if len(deliveries) == 1:
             raise OSError("not yet")
 
-    suspend = [("update execution", "insert journal", "insert payload")]
     patches, scopes = READ, READ
     # Two full segments and one that is not; the end of the journal needs no read.
-    assert meter.cost(body) == [*OPEN, *suspend, *REOPEN, *patches, *READ * 3, *scopes, *FINISH_EMPTY]
+    assert meter.cost(body) == [*LOOK, *SUSPEND, *REOPEN, *patches, *READ * 3, *scopes, *FINISH_EMPTY]
 
 
 @pytest.mark.databases("postgresql")
@@ -200,5 +210,12 @@ def test_postgresql_is_told_each_transaction_in_one_statement(meter: Meter):
         context.step("double", double, 1)
         context.step(GUARDED, double, 1)
 
-    assert meter.cost(body) == [*OPEN, *FLUSH * 2, *FINISH_EMPTY]
+    assert meter.cost(body) == [*LOOK, *BEGIN, *FLUSH, *FINISH_EMPTY]
     assert meter.fused == 4
+
+
+def test_where_the_broker_does_not_vouch_for_the_message_its_row_is_written_first(
+    meter: Meter, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Runtime.of(meter.app), "trusts_broker", False)
+    assert meter.cost(lambda context: context.step("double", double, 1)) == OPEN + FINISH

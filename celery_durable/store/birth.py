@@ -1,0 +1,83 @@
+"""The first commit of an execution writes its row too.
+
+A message that the broker delivers for the first time needs no row before its body starts: if its process dies, the
+broker delivers it again. So a body that is over before its first flush costs one commit instead of two.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import IntegrityError
+
+from .records import OpenRequest, PayloadKind, StoredPayload
+from .statements import INSERT_PAYLOAD, bound, new_values
+from .tables import executions
+
+__all__ = ["insert_new", "insert_row", "new_row"]
+
+
+def new_row(pk: int, namespace: str, request: OpenRequest, lease_ms: int, steps: int = 0) -> dict[str, Any]:
+    """The parameters of an insert."""
+    values = {
+        "pk": pk,
+        "namespace": namespace,
+        "id": request.id,
+        "task": request.task,
+        "owner": request.owner,
+        "retries": request.retries,
+        "replacements": request.replacements,
+        "steps": steps,
+        "lease": lease_ms,
+        "wake": lease_ms if request.recoverable else None,
+    }
+    return bound(values)
+
+
+@functools.cache
+def insert_row(*columns: str, leased: bool = True) -> postgresql.Insert:
+    """Writes a row, with these columns given.
+
+    Only PostgreSQL has to be told what to do where there is one: elsewhere an error spoils no transaction.
+    """
+    return postgresql.insert(executions).values(**new_values(*columns, leased=leased))
+
+
+@functools.cache
+def _standard(*columns: str, leased: bool = True) -> sa.Insert:
+    return sa.insert(executions).values(**new_values(*columns, leased=leased))
+
+
+@functools.cache
+def _unless_known(*columns: str, leased: bool = True) -> postgresql.Insert:
+    return insert_row(*columns, leased=leased).on_conflict_do_nothing()
+
+
+def insert_new(
+    connection: Connection,
+    row: dict[str, Any],
+    envelope: StoredPayload | None,
+    *columns: str,
+    leased: bool = True,
+) -> bool:
+    """Insert an execution and the message of it.
+
+    :param columns: parameters of ``row`` that are columns with another value than a running execution has.
+    :returns: False when there is one of this id; the transaction goes on.
+    """
+    if connection.dialect.name == "postgresql":
+        if not connection.execute(_unless_known(*columns, leased=leased), row).rowcount:
+            return False
+    else:
+        try:
+            connection.execute(_standard(*columns, leased=leased), row)
+        except IntegrityError:
+            return False
+    if envelope is not None:
+        payload = {"pk": row["b_pk"], "kind": int(PayloadKind.ENVELOPE), "codec": envelope.codec, "data": envelope.data}
+        connection.execute(INSERT_PAYLOAD, payload)
+    return True
