@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-__all__ = ["native_thread", "without_signals"]
+__all__ = ["is_patched", "native_thread", "without_signals"]
 
 #: A thread that causes one of these itself must get it.
 _ITS_OWN: Final = frozenset({"SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTRAP"})
@@ -33,6 +33,15 @@ def without_signals() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def is_patched() -> bool:
+    """Whether waiting for a socket must be left to gevent or eventlet, which have replaced the module."""
+    gevent = sys.modules.get("gevent.monkey")
+    eventlet = sys.modules.get("eventlet.patcher")
+    return (gevent is not None and gevent.is_module_patched("socket")) or (
+        eventlet is not None and eventlet.is_monkey_patched("socket")
+    )
 
 
 class _Original:

@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from typing import Final
 
 from .errors import DurableError, JournalUnavailable, LeaseLost
 from .faults import reached
@@ -22,6 +23,10 @@ from .threads import without_signals
 __all__ = ["ExecutionBuffer", "JournalWriter"]
 
 logger = logging.getLogger(__name__)
+
+#: How long the timer looks around after the last append, in seconds, and how often at most.
+_QUIET: Final = 1.0
+_SHORTEST_PAUSE: Final = 0.001
 
 
 class ExecutionBuffer:
@@ -257,7 +262,8 @@ class JournalWriter:
     def _arm(self) -> None:
         if self._timer is None:
             self._start_timer()
-        self._wake.set()
+        if not self._wake.is_set():
+            self._wake.set()
 
     def _start_timer(self) -> None:
         with self._lock:
@@ -268,35 +274,40 @@ class JournalWriter:
             self._timer.start()
 
     def _tick(self) -> None:
+        # While there is work the timer looks around by itself: to wake a thread costs a body more than to be watched.
+        pause = max(self._flush_interval / 2, _SHORTEST_PAUSE)
         while True:
             self._wake.wait()
             self._wake.clear()
-            if not self._sit_out():
-                continue
-            with self._commit_lock:
-                try:
-                    if self._dirty:
-                        self._commit()
-                except JournalUnavailable as error:
-                    # Buffered entries may wait: the next acknowledged commit will speak for the body.
-                    logger.warning("buffered journal entries could not be committed yet: %s", error)
-                    self._wake.set()
-                except Exception:
-                    logger.exception("the journal's flush timer failed; it goes on")
-                    time.sleep(1.0)
-                    self._wake.set()
+            quiet_since = time.monotonic()
+            while time.monotonic() - quiet_since < _QUIET or self._dirty:
+                due = self._due()
+                if due is None:
+                    time.sleep(pause)
+                    continue
+                quiet_since = time.monotonic()
+                if due > 0:
+                    time.sleep(due)
+                else:
+                    self._commit_for_timer()
 
-    def _sit_out(self) -> bool:
-        """Wait until something has been dirty for the flush interval: what is committed sooner needs no timer.
+    def _due(self) -> float | None:
+        """Seconds until what is dirty must be committed: much is committed sooner by those who wait for it.
 
-        :returns: False when all is clean.
+        :returns: None where nothing is.
         """
-        while True:
-            with self._lock:
-                oldest = min((b.dirty_since for b in self._dirty.values()), default=None)
-            if oldest is None:
-                return False
-            left = oldest + self._flush_interval - time.monotonic()
-            if left <= 0:
-                return True
-            time.sleep(left)
+        with self._lock:
+            oldest = min((b.dirty_since for b in self._dirty.values()), default=None)
+        return None if oldest is None else oldest + self._flush_interval - time.monotonic()
+
+    def _commit_for_timer(self) -> None:
+        with self._commit_lock:
+            try:
+                if self._dirty:
+                    self._commit()
+            except JournalUnavailable as error:
+                # Buffered entries may wait: the next acknowledged commit will speak for the body.
+                logger.warning("buffered journal entries could not be committed yet: %s", error)
+            except Exception:
+                logger.exception("the journal's flush timer failed; it goes on")
+                time.sleep(1.0)

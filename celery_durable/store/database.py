@@ -33,6 +33,8 @@ _SHORTEST_TICK, _LONGEST_TICK = 0.05, 0.5
 
 #: Held while a process makes an engine.
 _making = threading.Lock()
+#: What a parent process used; see :meth:`Database._make_engine`.
+_left_behind: list[Direct] = []
 
 
 def parse_url(url: str) -> URL:
@@ -127,10 +129,15 @@ class Database:
             # A file has no server that could fall silent.
             self._watchdog = None if self.dialect == "sqlite" else Watchdog(tick)
             self._engine = self._create()
+            if self._direct is not None:
+                # A parent's connections: let nobody close them, for that would be said to the server.
+                _left_behind.append(self._direct)
+                self._direct = None
             if self.dialect == "postgresql":
                 # Connections of its own: to turn one over for every statement costs as much as the statement.
                 self._autocommit = self._create(isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
-                self._direct = Direct(self._autocommit)
+                if self.pooled and self._autocommit.dialect.paramstyle == "pyformat":
+                    self._direct = Direct(self._autocommit, self._watchdog)
             self._checked = False
             self._pid = os.getpid()
 
@@ -206,6 +213,8 @@ class Database:
         """Close this process's connections."""
         if self._engine is not None and self._pid == os.getpid():
             self._engine.dispose()
+            if self._direct is not None:
+                self._direct.close()
             if self._autocommit is not None:
                 self._autocommit.dispose()
 

@@ -1,77 +1,214 @@
 """Statements that are whole transactions, said to the driver itself.
 
-SQLAlchemy makes them, once, and keeps the connections; what it does for every execution of a statement costs more than
-all the rest of one.
+SQLAlchemy makes them, once, and opens the connections; what it does for every execution of a statement costs more than
+all the rest of one. So does a cursor of psycopg: where nothing speaks against it, libpq is asked directly.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import itertools
+import os
+import time
+from collections import deque
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import exc
+from sqlalchemy.dialects.postgresql import asyncpg
 from sqlalchemy.engine import Engine
+
+from ..threads import is_patched
+from .watchdog import Watchdog
 
 __all__ = ["Direct"]
 
+#: Connections that are kept open while nobody needs them.
+_KEPT: Final = 8
+#: A connection is used for so long, in seconds; as in the pool.
+_AGE: Final = 1800.0
+#: The prepared statement is gone, or is somebody else's: a proxy hands the server's sessions round.
+_NO_SESSION: Final = frozenset({"26000", "42P05"})
+
+
+class _Form:
+    """A statement as the driver gets it."""
+
+    _numbers = itertools.count()
+
+    def __init__(self, statement: Any, engine: Engine) -> None:
+        named = statement.compile(dialect=engine.dialect)
+        self.named = str(named)
+        self.constants = dict(named.params)
+        # SQLAlchemy's words for parameters by number, which libpq wants; nothing else of that driver is used.
+        numbered = statement.compile(dialect=asyncpg.dialect())  # type: ignore[no-untyped-call]
+        self.sql = str(numbered).encode()
+        self.order: list[str] = list(numbered.positiontup)
+        self.name = f"durable_{next(self._numbers)}".encode()
+
+
+class _Line:
+    """A connection, kept for one statement after the other."""
+
+    def __init__(self, connection: Any, watchdog: Watchdog | None) -> None:
+        self.connection = connection
+        self.driver: Any = connection.dbapi_connection
+        self.since = time.monotonic()
+        self.prepared: set[bytes] = set()
+        self.libpq: Any = None if is_patched() else getattr(self.driver, "pgconn", None)
+        self.prepares = getattr(self.driver, "prepare_threshold", None) is not None
+        if self.libpq is not None:
+            self.encoding: str = self.driver.info.encoding
+        # A descriptor of its own: the driver may close its one, and the system give it away, at any moment.
+        self.watched = -1 if watchdog is None else os.dup(self.driver.fileno())
+
+    def ask(self, form: _Form, values: dict[str, Any]) -> bool:
+        if self.libpq is None:
+            cursor = self.driver.cursor()
+            cursor.execute(form.named, {**form.constants, **values})
+            found = cursor.fetchone() is not None
+            cursor.close()
+            return found
+        constants, encoding = form.constants, self.encoding
+        data: list[bytes | None] = []
+        formats = []
+        for name in form.order:
+            value = values[name] if name in values else constants[name]
+            binary = type(value) is bytes
+            formats.append(1 if binary else 0)
+            data.append(value if binary or value is None else _text(value, encoding))
+        if not self.prepares:
+            result = self.libpq.exec_params(form.sql, data, None, formats)
+        else:
+            if form.name not in self.prepared:
+                self._rows(self.libpq.prepare(form.name, form.sql))
+                self.prepared.add(form.name)
+            result = self.libpq.exec_prepared(form.name, data, formats)
+        return self._rows(result) > 0
+
+    def _rows(self, result: Any) -> int:
+        from psycopg import errors, pq
+
+        if result.status in (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK):
+            return int(result.ntuples)
+        raise errors.error_from_result(result, encoding=self.encoding)
+
+    def is_lost(self, error: BaseException) -> bool:
+        if self.libpq is not None:
+            from psycopg import pq
+
+            if self.libpq.status != pq.ConnStatus.OK:
+                return True
+        return bool(self.connection.dialect.is_disconnect(error, self.driver, None))
+
+    def close(self, error: Exception | None = None) -> None:
+        if self.watched >= 0:
+            os.close(self.watched)
+            self.watched = -1
+        self.connection.invalidate(error)
+        self.connection.close()
+
 
 class Direct:
-    """Runs statements that SQLAlchemy has compiled.
+    """Runs statements that SQLAlchemy has compiled, each in a transaction of its own.
 
     :param engine: in autocommit mode; its driver takes parameters by name.
+    :param watchdog: ends waits for a silent server.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, watchdog: Watchdog | None) -> None:
         self._engine = engine
-        self._compiled: dict[sa.Executable, tuple[str, dict[str, Any]]] = {}
+        self._watchdog = watchdog
+        self._forms: dict[sa.Executable, _Form] = {}
+        #: The latest first, so that those that are not needed grow old.
+        self._idle: deque[_Line] = deque()
+        self._prepares = True
 
-    def scalar(self, statement: sa.Executable, values: dict[str, Any]) -> Any:
-        """Run ``statement``, commit it, and return the first column of its first row.
+    def says(self, statement: sa.Executable, values: dict[str, Any]) -> bool:
+        """Run ``statement`` and commit it; True when it gives a row.
 
         :param statement: one of a fixed set; it is remembered.
         :raises sqlalchemy.exc.DBAPIError: as an engine would.
         """
-        known = self._compiled.get(statement)
-        if known is None:
-            known = self._compiled[statement] = self._compile(statement)
-        sql, constants = known
-        connection: Any = None
-        try:
-            connection = self._engine.raw_connection()
-            cursor = connection.cursor()
-            cursor.execute(sql, {**constants, **values})
-            row = cursor.fetchone()
-            cursor.close()
-        except self._engine.dialect.loaded_dbapi.Error as error:
-            raise self._translated(error, sql, connection) from error
-        except BaseException:
-            # Interrupted while the server was at it: nobody can use this connection any more.
-            if connection is not None:
-                connection.invalidate()
-            raise
-        finally:
-            if connection is not None:
-                connection.close()
-        return None if row is None else row[0]
+        form = self._forms.get(statement)
+        if form is None:
+            form = self._forms[statement] = _Form(statement, self._engine)
+        while True:
+            line = self._take()
+            guard = None if self._watchdog is None else self._watchdog.guard(line.watched)
+            try:
+                found = line.ask(form, values)
+            except self._engine.dialect.loaded_dbapi.Error as error:
+                silent = self._released(line, guard)
+                if self._prepares and getattr(error, "sqlstate", None) in _NO_SESSION:
+                    self._prepares = False
+                    line.close()
+                    continue
+                raise self._translated(error, form.named, line, silent) from error
+            except BaseException:
+                # Interrupted while the server was at it: nobody can use this connection any more.
+                self._released(line, guard)
+                line.close()
+                raise
+            if self._released(line, guard) or len(self._idle) >= _KEPT:
+                line.close()
+            else:
+                self._idle.append(line)
+            return found
 
-    def _compile(self, statement: sa.Executable) -> tuple[str, dict[str, Any]]:
-        compiled: Any = statement.compile(dialect=self._engine.dialect)  # type: ignore[attr-defined]
-        return str(compiled), dict(compiled.params)
+    def close(self) -> None:
+        """Close what is kept open."""
+        with contextlib.suppress(IndexError):
+            while True:
+                self._idle.pop().close()
 
-    def _translated(self, error: Exception, sql: str, connection: Any) -> BaseException:
+    def _take(self) -> _Line:
+        with contextlib.suppress(IndexError):
+            while True:
+                line = self._idle.pop()
+                if time.monotonic() - line.since < _AGE:
+                    return line
+                line.close()
+        line = _Line(self._engine.raw_connection(), self._watchdog)
+        line.prepares = line.prepares and self._prepares
+        return line
+
+    def _released(self, line: _Line, guard: int | None) -> bool:
+        """The wait is over; True when the watchdog has ended it: then the descriptor is the watchdog's."""
+        if guard is None or self._watchdog is None or self._watchdog.forget(guard):
+            return False
+        line.watched = -1
+        return True
+
+    def _translated(self, error: Exception, sql: str, line: _Line, silent: bool) -> BaseException:
+        lost = silent or line.is_lost(error)
         dialect = self._engine.dialect
-        gone = connection is None or dialect.is_disconnect(error, connection.dbapi_connection, None)  # type: ignore[arg-type]
-        if gone:
-            if connection is not None:
-                connection.invalidate(error)
-            # The others of the pool have most likely met the same fate.
+        if lost:
+            line.close(error)
+            # The others have most likely met the same fate.
+            self.close()
             self._engine.dispose()
+        else:
+            self._idle.append(line)
+        if silent:
+            return exc.TimeoutError("the server did not answer")
         return exc.DBAPIError.instance(
             sql,
             None,
             error,
             dialect.loaded_dbapi.Error,
             hide_parameters=True,
-            connection_invalidated=gone,
+            connection_invalidated=lost,
             dialect=dialect,
         )
+
+
+def _text(value: int | str, encoding: str) -> bytes:
+    if type(value) is int:
+        return b"%d" % value
+    text = str(value)
+    if "\0" in text:
+        from psycopg import DataError
+
+        raise DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes")
+    return text.encode(encoding)

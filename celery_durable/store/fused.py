@@ -33,12 +33,12 @@ def append(direct: Direct, batch: Batch, lease_ms: int) -> bool:
     """Write entries under their fence, and prolong the lease; False when the fence did not hold."""
     pk, epoch = batch.fence
     bound = {"b_pk": pk, "b_epoch": epoch, "b_lease": lease_ms, "b_steps": batch.steps, **_entries(batch)}
-    return bool(direct.scalar(_append(bool(batch.entries)), bound))
+    return direct.says(_append(bool(batch.entries)), bound)
 
 
 def begin(direct: Direct, batch: Batch, row: dict[str, Any], envelope: StoredPayload) -> bool:
     """Insert an execution with its first entries; False when there is one of this id."""
-    return bool(direct.scalar(_begin(bool(batch.entries)), row | _entries(batch) | _message(envelope)))
+    return direct.says(_begin(bool(batch.entries)), row | _entries(batch) | _message(envelope))
 
 
 def settle(
@@ -61,12 +61,12 @@ def settle(
     if payload is not None:
         bound |= {"p_kind": int(kind), "p_codec": payload.codec, "p_data": payload.data}
     make = _settle if batch.birth is None else _begin_and_settle
-    return bool(direct.scalar(make(columns, bool(batch.entries), envelope is not None, payload is not None), bound))
+    return direct.says(make(columns, bool(batch.entries), envelope is not None, payload is not None), bound)
 
 
 def open_new(direct: Direct, row: dict[str, Any], envelope: StoredPayload) -> bool:
     """Insert an execution with its envelope; nobody waits for the disk. False when there is one of this id."""
-    return direct.scalar(_open(), row | _message(envelope)) is not None
+    return direct.says(_open(), row | _message(envelope))
 
 
 # -- the statements -----------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def _new(*columns: str, leased: bool = True) -> Any:
 
 
 def _under(fence: Any, with_entries: bool, with_envelope: bool = False, with_payload: bool = False) -> sa.Select[Any]:
-    """What is written if, and only if, the fence holds; the answer is the number of rows that it let through."""
+    """What is written if, and only if, the fence holds; the answer is a row then."""
     held = fence.cte("held")
     parts = []
     if with_envelope:
@@ -118,7 +118,7 @@ def _under(fence: Any, with_entries: bool, with_envelope: bool = False, with_pay
         values = {"codec": insert.excluded.codec, "data": insert.excluded.data}
         replace = insert.on_conflict_do_update(index_elements=list(payloads.primary_key), set_=values)
         parts.append(replace.cte("stored"))
-    return sa.select(sa.func.count()).select_from(held).add_cte(*parts)
+    return sa.select(held.c.pk).add_cte(*parts)
 
 
 def _insert_entries(held: sa.CTE) -> sa.Insert:

@@ -93,7 +93,7 @@ class Ownership:
         values = {"namespace": self._namespace, "id": execution_id}
         return self._database.read(
             lambda c: c.execute(KNOWN, values).first() is not None,
-            single=lambda d: d.scalar(KNOWN, values) is not None,
+            single=lambda d: d.says(KNOWN, values),
         )
 
     def _look(self, connection: Connection, request: OpenRequest) -> Opened | Closed | Refused | Literal[False]:

@@ -14,7 +14,8 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from types import TracebackType
 from typing import Any
 
 from sqlalchemy import event, exc
@@ -47,25 +48,26 @@ class Watchdog:
         event.listen(engine, "do_connect", self._connect)
         event.listen(engine, "checkout", self._check_out)
 
-    @contextlib.contextmanager
-    def until(self, deadline: float) -> Iterator[None]:
+    def until(self, deadline: float) -> contextlib.AbstractContextManager[None]:
         """What this thread still waits for at ``deadline`` (``time.monotonic()``) fails then.
 
         :raises sqlalchemy.exc.TimeoutError: in the place of the error that the driver makes of it.
         """
-        here = self._here
-        before = getattr(here, "guard", None)
-        numbers: list[int] = []
-        here.guard = (deadline, numbers)
-        try:
-            yield
-        except exc.DBAPIError as error:
-            if self._release(numbers):
-                raise
-            raise exc.TimeoutError("the server did not answer") from error
-        finally:
-            here.guard = before
-            self._release(numbers)
+        return _Until(self, deadline)
+
+    def guard(self, descriptor: int) -> int | None:
+        """Guard a descriptor that is the caller's until :meth:`forget` says otherwise; None outside :meth:`until`.
+
+        Unlike SQLAlchemy's connections, it is not let go of at the end of that.
+        """
+        guard = getattr(self._here, "guard", None)
+        if guard is None or descriptor < 0:
+            return None
+        return self._watch(guard[0], descriptor)
+
+    def forget(self, number: int) -> bool:
+        """Guard this no more; False where it came to its deadline: then it is shut down and will be closed."""
+        return self._guarded.pop(number, None) is not None
 
     def _release(self, numbers: list[int]) -> bool:
         """Guard these no more; False where one of them came to its deadline."""
@@ -108,13 +110,39 @@ class Watchdog:
         deadline, numbers = guard
         # A descriptor of its own: the driver may close its one, and the system give it away, at any moment.
         own = os.dup(fileno())
+        numbers.append(self._watch(deadline, own))
+
+    def _watch(self, deadline: float, descriptor: int) -> int:
         number = next(self._numbers)
-        numbers.append(number)
-        self._guarded[number] = (deadline, own)
+        self._guarded[number] = (deadline, descriptor)
         if not self._started:
             self._started = True
             watchdog = weakref.ref(self)  # its thread must not keep it alive
             native_thread(lambda sleep: _patrol(watchdog, sleep), "durable-watchdog")
+        return number
+
+
+class _Until:
+    """A generator would cost more than what it surrounds."""
+
+    __slots__ = ("_before", "_deadline", "_numbers", "_watchdog")
+
+    def __init__(self, watchdog: Watchdog, deadline: float) -> None:
+        self._watchdog = watchdog
+        self._deadline = deadline
+        self._numbers: list[int] = []
+
+    def __enter__(self) -> None:
+        here = self._watchdog._here
+        self._before = getattr(here, "guard", None)
+        here.guard = (self._deadline, self._numbers)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._watchdog._here.guard = self._before
+        if self._numbers and not self._watchdog._release(self._numbers) and isinstance(error, exc.DBAPIError):
+            raise exc.TimeoutError("the server did not answer") from error
 
 
 def _patrol(watchdog: weakref.ref[Watchdog], sleep: Callable[[float], None]) -> None:
