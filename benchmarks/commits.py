@@ -10,7 +10,6 @@ from typing import Any
 import sqlalchemy as sa
 
 from tests.support.databases import JournalDatabase
-from tests.support.wait import eventually
 
 __all__ = ["counter"]
 
@@ -19,7 +18,8 @@ def counter(database: JournalDatabase) -> Callable[[], int]:
     """Gives the number of commits so far; only differences mean something, and only while nobody is connected.
 
     * SQLite: the change counter of the WAL index. Write transactions of every process, and nothing else.
-    * PostgreSQL: ``pg_stat_database.xact_commit`` of this database. Everything that committed, single reads included.
+    * PostgreSQL: the next transaction id of the *server*, so others who write there are counted too. A transaction that
+      writes nothing gets none, and is not counted.
     * MySQL, MariaDB: ``Com_commit`` of the *server*, so others who use it are counted too. An insert in autocommit mode
       is no COMMIT, and is not counted.
     """
@@ -44,26 +44,11 @@ def _sqlite(database: JournalDatabase) -> Callable[[], int]:
     return read
 
 
-_CONNECTED = "SELECT count(*) FROM pg_stat_activity WHERE datname = :name"
-_COMMITTED = "SELECT xact_commit FROM pg_stat_database WHERE datname = :name"
+_NEXT = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
 
 
 def _postgresql(database: JournalDatabase) -> Callable[[], int]:
-    url = sa.make_url(database.url)
-    name = url.database
-    # From another database of the server: who asks must not be counted.
-    elsewhere = JournalDatabase("postgresql", url.set(database="postgres").render_as_string(hide_password=False), "")
-
-    def alone() -> bool:
-        # A connection reports what it did when it ends; before that, it may take ten seconds.
-        return int(_first(elsewhere, _CONNECTED, name=name)[0]) == 0
-
-    def read() -> int:
-        database.dispose()
-        eventually(alone, 60, f"somebody is still connected to {name}")
-        return int(_first(elsewhere, _COMMITTED, name=name)[0])
-
-    return read
+    return lambda: int(_first(database, _NEXT)[0])
 
 
 def _mysql(database: JournalDatabase) -> Callable[[], int]:

@@ -111,8 +111,7 @@ _MARKS = "The fraction: twice a second a worker marks, in one commit for all tas
 COUNTED = {
     "sqlite": ["Counted by the change counter of the WAL: write transactions of all processes.", _MARKS],
     "postgresql": [
-        "Counted by pg_stat_database.xact_commit, single reads included.",
-        "The opening of a fresh execution is a commit that nobody waits for (synchronous_commit off).",
+        "Counted by the server's transaction ids; a transaction that writes nothing gets none.",
         _MARKS,
     ],
     "mysql": [

@@ -136,8 +136,8 @@ def _build(
 ) -> dict[str, Any]:
     content_type, encoding, data = body
     return {
-        "headers": {k: _plain(v) for k, v in headers.items() if k not in _FOREIGN},
-        "properties": {k: _plain(v) for k, v in properties.items()},
+        "headers": {k: v for k, v in headers.items() if k not in _FOREIGN},
+        "properties": properties,
         "body": data,
         "content_type": content_type,
         "content_encoding": encoding,
@@ -186,7 +186,14 @@ def _serializer_of(content_type: str | None) -> str | None:
 
 def pack(envelope: Mapping[str, Any], codec: Codec) -> StoredPayload:
     """An envelope as stored bytes."""
-    return StoredPayload(*codec.encode(dict(envelope), _WHERE))
+    try:
+        simple = codec.encode_json(envelope)
+    except (TypeError, ValueError, RecursionError):
+        simple = None
+    if simple is None:
+        headers, properties = _plain(envelope["headers"]), _plain(envelope["properties"])
+        simple = codec.encode({**envelope, "headers": headers, "properties": properties}, _WHERE)
+    return StoredPayload(*simple)
 
 
 def unpack(stored: StoredPayload, codec: Codec) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, NamedTuple
 
 from celery_durable.errors import ConfigurationError, PayloadError
@@ -79,6 +80,18 @@ class Codec:
                 where=where,
             ) from None
         return self._finish(self._dump(tree, where), where)
+
+    def encode_json(self, value: Any) -> Payload | None:
+        """The payload of a value of which nothing matters but its JSON: subclasses and tuples come back as the plain
+        types. Much cheaper than :meth:`encode`.
+
+        :returns: None where the serializer is another one, or where it would read as something else.
+        :raises TypeError, ValueError, RecursionError: for what is no JSON.
+        """
+        if not self._is_json:
+            return None
+        data = json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+        return None if _JSON_TAG_MARK in data else self._finish(data, "value")
 
     def decode(self, codec: int, data: bytes, where: str = "value") -> Any:
         """The value of a payload, whichever serializer wrote it.

@@ -138,30 +138,39 @@ def _insert_entries(held: sa.CTE) -> sa.Insert:
 def _entries(batch: Batch) -> dict[str, Any]:
     if not batch.entries:
         return {}
-    text = json.dumps([_row(entry) for entry in batch.entries])
+    text = _dump([_row(entry) for entry in batch.entries])
     return {"e_generation": batch.generation, "e_epoch": batch.fence.epoch, "e_entries": text}
 
 
 def _row(entry: Entry) -> dict[str, Any]:
-    codec, data = entry.payload or (None, None)
-    return {
+    # What is not said is NULL.
+    row: dict[str, Any] = {
         "scope": entry.scope,
         "position": entry.position,
         "entry": entry.entry,
-        "kind": int(entry.kind),
-        "effect": None if entry.effect is None else int(entry.effect),
+        "kind": entry.kind,
         "name": entry.name,
-        "fingerprint": _text(entry.fingerprint),
-        "key": _text(entry.key),
         "attempt": entry.attempt,
-        "duration_us": entry.duration_us,
-        "codec": codec,
-        "payload": _text(data),
     }
+    if entry.effect is not None:
+        row["effect"] = entry.effect
+    if entry.fingerprint is not None:
+        row["fingerprint"] = _text(entry.fingerprint)
+    if entry.key is not None:
+        row["key"] = _text(entry.key)
+    if entry.duration_us is not None:
+        row["duration_us"] = entry.duration_us
+    if entry.payload is not None:
+        row["codec"] = entry.payload.codec
+        row["payload"] = _text(entry.payload.data)
+    return row
 
 
-def _text(data: bytes | None) -> str | None:
-    return None if data is None else b2a_base64(data, newline=False).decode("ascii")
+def _text(data: bytes) -> str:
+    return b2a_base64(data, newline=False).decode("ascii")
+
+
+_dump = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
 
 
 def _insert_payload(source: sa.CTE, prefix: str) -> postgresql.Insert:

@@ -18,6 +18,7 @@ from sqlalchemy import event
 from celery_durable import DurableTask, Effect, Intent, OnAmbiguous, StepDescriptor
 from celery_durable.runtime import Runtime
 from celery_durable.store import migrations
+from celery_durable.store.direct import Direct
 from tests.conftest import DATABASES, _use
 from tests.support.databases import JournalDatabase
 
@@ -84,9 +85,8 @@ class Meter:
         engine = self.database.engine
         event.listen(engine, "before_cursor_execute", self._on_statement)
         event.listen(engine, "commit", self._on_commit)
-        if self.database._autocommit is not None:
-            event.listen(self.database._autocommit, "connect", self._on_connect)
-            self.database._autocommit.dispose()
+        if self.database._direct is not None:
+            self._listen_to(self.database._direct)
 
     def _on_statement(self, connection: Any, cursor: Any, statement: str, *_: Any) -> None:
         if _is_body():
@@ -99,17 +99,16 @@ class Meter:
             self.said.append(tuple(self._open))
             self._open.clear()
 
-    def _on_connect(self, connection: Any, record: Any) -> None:
-        meter = self
+    def _listen_to(self, direct: Direct) -> None:
+        says = direct.says
 
-        class Cursor(connection.cursor_factory):  # type: ignore[misc, name-defined]
-            def execute(self, query: str, *args: Any, **options: Any) -> Any:
-                if _is_body() and (words := _words(query)):
-                    meter.said.append(tuple(words))
-                    meter.fused += 1
-                return super().execute(query, *args, **options)
+        def heard(statement: Any, values: dict[str, Any]) -> bool:
+            if _is_body():
+                self.said.append(tuple(_words(str(statement.compile(dialect=self.database.engine.dialect)))))
+                self.fused += 1
+            return says(statement, values)
 
-        connection.cursor_factory = Cursor
+        direct.says = heard  # type: ignore[method-assign]
 
     def cost(self, body: Callable[..., Any], **options: Any) -> list[tuple[str, ...]]:
         """What one delivery of a new execution says."""
