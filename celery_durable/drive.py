@@ -12,16 +12,38 @@ from .actions import Ask, Call, Claim, Flush, Outcome, Pause, StepCall
 from .control import Suspend
 from .current import StepHandle, operation
 from .faults import reached
-from .protocol import perform
+from .protocol import failed, perform, succeeded
 
 if TYPE_CHECKING:
     from .run import Run
     from .store.records import Entry, Journaled
 
-__all__ = ["drive", "drive_async"]
+__all__ = ["drive", "drive_async", "drive_plain"]
 
 #: How long to wait when another execution runs the operation of our global key, in seconds.
 _HELD_ELSEWHERE: Final = 1.0
+
+
+def drive_plain(run: Run, call: StepCall) -> Outcome:
+    """As :func:`drive`, for what nearly all steps are: not guarded, without a retry policy, not in the journal."""
+    name = call.descriptor.name
+    reached("step.before_effect", run.execution_id, name)
+    run.counters.called += 1
+    token = operation.set(call.handle(1))
+    failure: Exception | None = None
+    value: Any = None
+    started = time.perf_counter_ns()
+    try:
+        value = call.op(*call.args, **call.kwargs)
+    except Exception as error:
+        failure = error
+    finally:
+        operation.reset(token)
+    took = (time.perf_counter_ns() - started) // 1000
+    if failure is not None:
+        return failed(call, failure, 1, took, run)
+    reached("step.after_effect", run.execution_id, name)
+    return succeeded(call, value, 1, took, run)
 
 
 def drive(run: Run, call: StepCall, rows: list[Journaled] | None) -> Outcome:

@@ -7,6 +7,7 @@ a body computes, and a heartbeat elsewhere would vouch for a process that hangs.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import secrets
@@ -38,8 +39,13 @@ _BOOT = secrets.token_hex(6)
 
 def owner_prefix() -> str:
     """What the owner ids of this process begin with; unique among all processes."""
+    return _owner_prefix(os.getpid())
+
+
+@functools.lru_cache(maxsize=1)
+def _owner_prefix(pid: int) -> str:
     host = socket.gethostname().split(".")[0].encode("ascii", "ignore").decode()[:32] or "host"
-    return f"{host}:{os.getpid()}:{_BOOT}:"
+    return f"{host}:{pid}:{_BOOT}:"
 
 
 class Keeper:

@@ -18,7 +18,7 @@ from .identity import short
 from .replay import Past, Recorded, fold, only_audits
 from .store.records import EntryKind, GuardHolder, Journaled, StoredPayload
 
-__all__ = ["perform"]
+__all__ = ["failed", "perform", "succeeded"]
 
 Steps = Generator[Action, Any, Outcome]
 
@@ -143,11 +143,15 @@ def _try(call: StepCall, attempt: int, around: Surroundings) -> Steps:
             settled = yield from _indefinite(call, error, attempt, took, around)
             if settled is not None:
                 return settled
+        if retry is None or not retry.wants(error, attempt):
+            if guard is None:
+                return failed(call, error, attempt, took, around)
+            again = False
+        else:
+            again = True
         payload, rebuilt = around.roundtrip_error(error, f"the error of {call.where}")
-        again = retry is not None and retry.wants(error, attempt)
-        if guard is not None or again:
-            # Closes the intent: it is known that this try is over. Keeps the count of tries, too.
-            around.append(call.entry(EntryKind.ATTEMPT, attempt=attempt, payload=payload, duration_us=took))
+        # Closes the intent: it is known that this try is over. Keeps the count of tries, too.
+        around.append(call.entry(EntryKind.ATTEMPT, attempt=attempt, payload=payload, duration_us=took))
         if guard is not None:
             yield Flush()
         if not again:
@@ -213,14 +217,35 @@ def _held_elsewhere(call: StepCall, holder: GuardHolder, attempt: int, around: S
     return (yield from _ambiguous(call, attempt, f"an intent under the same key= in {who}", around))
 
 
+def failed(call: StepCall, error: Exception, attempt: int, took: int, around: Surroundings) -> Outcome:
+    """The last try of a step that is not guarded has raised."""
+    payload, rebuilt = around.roundtrip_error(error, f"the error of {call.where}")
+    around.note_error(call, call.entry(EntryKind.ERROR, attempt=attempt, payload=payload, duration_us=took))
+    return Outcome(None, rebuilt, False, False, attempt)
+
+
+def succeeded(call: StepCall, value: Any, attempt: int, took: int, around: Surroundings) -> Outcome:
+    """Record the result of a step that is not guarded; what the body gets is what every replay will give it."""
+    try:
+        payload, again = around.roundtrip(value, "the result of a step")
+    except PayloadError:
+        try:
+            # Only errors pay for the words.
+            payload, again = around.roundtrip(value, f"the result of {call.where}")
+        except PayloadError as error:
+            return Outcome(None, error, False, False, attempt)
+    reached("step.before_result", around.execution_id, call.descriptor.name)
+    around.append(call.entry(EntryKind.RESULT, attempt=attempt, payload=payload, duration_us=took), finishes=True)
+    reached("step.after_result", around.execution_id, call.descriptor.name)
+    return Outcome(again, None, False, False, attempt)
+
+
 def _succeed(call: StepCall, value: Any, attempt: int, took: int, around: Surroundings) -> Steps:
-    """Record the result; what the body gets is what every replay will give it."""
-    guarded = call.guard is not None
+    if call.guard is None:
+        return succeeded(call, value, attempt, took, around)
     try:
         payload, again = around.roundtrip(value, f"the result of {call.where}")
     except PayloadError as error:
-        if not guarded:
-            return Outcome(None, error, False, False, attempt)
         reason, _ = around.roundtrip(error.message, call.where)
         around.append(call.entry(EntryKind.LOST, attempt=attempt, payload=reason, duration_us=took), finishes=True)
         yield Flush()
@@ -229,8 +254,7 @@ def _succeed(call: StepCall, value: Any, attempt: int, took: int, around: Surrou
         return Outcome(None, lost, False, False, attempt)
     reached("step.before_result", around.execution_id, call.descriptor.name)
     around.append(call.entry(EntryKind.RESULT, attempt=attempt, payload=payload, duration_us=took), finishes=True)
-    if guarded:
-        yield Flush()
+    yield Flush()
     reached("step.after_result", around.execution_id, call.descriptor.name)
     return Outcome(again, None, False, False, attempt)
 

@@ -58,7 +58,11 @@ class _Line:
         self.libpq: Any = None if is_patched() else getattr(self.driver, "pgconn", None)
         self.prepares = getattr(self.driver, "prepare_threshold", None) is not None
         if self.libpq is not None:
+            import psycopg
+
             self.encoding: str = self.driver.info.encoding
+            self.pq: Any = psycopg.pq
+            self.fine = (psycopg.pq.ExecStatus.TUPLES_OK, psycopg.pq.ExecStatus.COMMAND_OK)
         # A descriptor of its own: the driver may close its one, and the system give it away, at any moment.
         self.watched = -1 if watchdog is None else os.dup(self.driver.fileno())
 
@@ -87,18 +91,15 @@ class _Line:
         return self._rows(result) > 0
 
     def _rows(self, result: Any) -> int:
-        from psycopg import errors, pq
-
-        if result.status in (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK):
+        if result.status in self.fine:
             return int(result.ntuples)
+        from psycopg import errors
+
         raise errors.error_from_result(result, encoding=self.encoding)
 
     def is_lost(self, error: BaseException) -> bool:
-        if self.libpq is not None:
-            from psycopg import pq
-
-            if self.libpq.status != pq.ConnStatus.OK:
-                return True
+        if self.libpq is not None and self.libpq.status != self.pq.ConnStatus.OK:
+            return True
         return bool(self.connection.dialect.is_disconnect(error, self.driver, None))
 
     def close(self, error: Exception | None = None) -> None:

@@ -9,7 +9,8 @@ in every index and an execution can be written together with its first entries i
 
 from __future__ import annotations
 
-import secrets
+import os
+import random
 import time
 from typing import Any
 
@@ -227,4 +228,9 @@ def _now_mysql(element: Any, compiler: Any, **kw: Any) -> str:
 
 def new_pk() -> int:
     """A fresh primary key: 41 bits of milliseconds, then 22 random ones. The insert notices a collision."""
-    return (int(time.time() * 1000) - 1_577_836_800_000 << 22 | secrets.randbits(22)) & 0x7FFF_FFFF_FFFF_FFFF
+    return (int(time.time() * 1000) - 1_577_836_800_000 << 22 | _random.getrandbits(22)) & 0x7FFF_FFFF_FFFF_FFFF
+
+
+#: Its own: nobody else seeds it. A fork must not go on with the numbers of its parent.
+_random = random.Random()
+os.register_at_fork(after_in_child=_random.seed)
