@@ -18,7 +18,7 @@ from .records import OpenRequest, PayloadKind, StoredPayload
 from .statements import INSERT_PAYLOAD, bound, new_values
 from .tables import executions
 
-__all__ = ["insert_new", "insert_row", "new_row"]
+__all__ = ["insert_new", "insert_unless_known", "new_row"]
 
 
 def new_row(pk: int, namespace: str, request: OpenRequest, lease_ms: int, steps: int = 0) -> dict[str, Any]:
@@ -39,22 +39,18 @@ def new_row(pk: int, namespace: str, request: OpenRequest, lease_ms: int, steps:
 
 
 @functools.cache
-def insert_row(*columns: str, leased: bool = True) -> postgresql.Insert:
-    """Writes a row, with these columns given.
-
-    Only PostgreSQL has to be told what to do where there is one: elsewhere an error spoils no transaction.
-    """
-    return postgresql.insert(executions).values(**new_values(*columns, leased=leased))
-
-
-@functools.cache
 def _standard(*columns: str, leased: bool = True) -> sa.Insert:
     return sa.insert(executions).values(**new_values(*columns, leased=leased))
 
 
 @functools.cache
-def _unless_known(*columns: str, leased: bool = True) -> postgresql.Insert:
-    return insert_row(*columns, leased=leased).on_conflict_do_nothing()
+def insert_unless_known(*columns: str, leased: bool = True) -> Any:
+    """Writes a row and returns its key, on PostgreSQL: there an error would spoil the transaction.
+
+    :param columns: what has another value than in a running execution.
+    """
+    insert = postgresql.insert(executions).values(**new_values(*columns, leased=leased))
+    return insert.on_conflict_do_nothing().returning(executions.c.pk)
 
 
 def insert_new(
@@ -70,7 +66,7 @@ def insert_new(
     :returns: False when there is one of this id; the transaction goes on.
     """
     if connection.dialect.name == "postgresql":
-        if not connection.execute(_unless_known(*columns, leased=leased), row).rowcount:
+        if connection.execute(insert_unless_known(*columns, leased=leased), row).first() is None:
             return False
     else:
         try:

@@ -170,7 +170,10 @@ class Direct:
                 if time.monotonic() - line.since < _AGE:
                     return line
                 line.close()
-        line = _Line(self._engine.raw_connection(), self._watchdog)
+        try:
+            line = _Line(self._engine.raw_connection(), self._watchdog)
+        except self._engine.dialect.loaded_dbapi.Error as error:
+            raise self._lost(error, "connect") from error
         line.prepares = line.prepares and self._prepares
         return line
 
@@ -182,17 +185,21 @@ class Direct:
         return True
 
     def _translated(self, error: Exception, sql: str, line: _Line, silent: bool) -> BaseException:
-        lost = silent or line.is_lost(error)
-        dialect = self._engine.dialect
-        if lost:
+        if silent or line.is_lost(error):
             line.close(error)
-            # The others have most likely met the same fate.
-            self.close()
-            self._engine.dispose()
-        else:
-            self._idle.append(line)
-        if silent:
-            return exc.TimeoutError("the server did not answer")
+            lost = self._lost(error, sql)
+            return exc.TimeoutError("the server did not answer") if silent else lost
+        self._idle.append(line)
+        return self._wrapped(error, sql, lost=False)
+
+    def _lost(self, error: Exception, sql: str) -> BaseException:
+        # The other connections have most likely met the same fate.
+        self.close()
+        self._engine.dispose()
+        return self._wrapped(error, sql, lost=True)
+
+    def _wrapped(self, error: Exception, sql: str, *, lost: bool) -> BaseException:
+        dialect = self._engine.dialect
         return exc.DBAPIError.instance(
             sql,
             None,

@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from .birth import insert_row
+from .birth import insert_unless_known
 from .direct import Direct
 from .records import Batch, Entry, PayloadKind, StoredPayload
 from .statements import FENCE, let_go
@@ -79,7 +79,7 @@ def _append(with_entries: bool) -> sa.Select[Any]:
 
 @functools.cache
 def _begin(with_entries: bool) -> sa.Select[Any]:
-    return _under(_new(), with_entries, with_envelope=True)
+    return _under(insert_unless_known(), with_entries, with_envelope=True)
 
 
 @functools.cache
@@ -91,18 +91,14 @@ def _settle(columns: tuple[str, ...], with_entries: bool, with_envelope: bool, w
 def _begin_and_settle(
     columns: tuple[str, ...], with_entries: bool, with_envelope: bool, with_payload: bool
 ) -> sa.Select[Any]:
-    return _under(_new(*columns, leased=False), with_entries, with_envelope, with_payload)
+    return _under(insert_unless_known(*columns, leased=False), with_entries, with_envelope, with_payload)
 
 
 @functools.cache
 def _open() -> Any:
     # The setting is the transaction's, which is this statement.
     relaxed = sa.func.set_config("synchronous_commit", "off", True)
-    return _insert_payload(_new().cte("held"), "m").returning(relaxed)
-
-
-def _new(*columns: str, leased: bool = True) -> Any:
-    return insert_row(*columns, leased=leased).on_conflict_do_nothing().returning(executions.c.pk)
+    return _insert_payload(insert_unless_known().cte("held"), "m").returning(relaxed)
 
 
 def _under(fence: Any, with_entries: bool, with_envelope: bool = False, with_payload: bool = False) -> sa.Select[Any]:

@@ -167,7 +167,11 @@ class Journal:
             for batch in ordered:
                 if (tries > 1 or batch.again) and self._present(connection, batch):
                     continue  # our own commit, whose acknowledgement was lost
-                if self._begin(connection, batch) or self._fence(connection, batch):
+                if self._begin(connection, batch):
+                    held.append(batch)
+                elif batch.birth is not None and self._present(connection, batch):
+                    continue  # an earlier try of ours was still under way until just now
+                elif self._fence(connection, batch):
                     held.append(batch)
                 else:
                     lost.add(batch.fence)

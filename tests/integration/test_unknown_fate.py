@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from celery_durable.store import Database, Journal, Ownership, migrations
+from celery_durable.store.birth import insert_new, new_row
 from celery_durable.store.journal import insert_entries
 from celery_durable.store.records import (
     Batch,
@@ -18,6 +19,7 @@ from celery_durable.store.records import (
     Fence,
     Opened,
     OpenRequest,
+    State,
     StoredPayload,
 )
 from celery_durable.store.statements import FENCE
@@ -95,6 +97,43 @@ def test_a_commit_that_is_still_under_way_is_waited_for(
     second.join(30)
     assert answers == [set() if again == "append" else True]
     assert rows(store) == ((2, 2) if again == "append" else (1, 0))
+
+
+@pytest.mark.parametrize("commits", [True, False], ids=["it commits", "it is undone"])
+@pytest.mark.parametrize("again", ["append", "finish"])
+def test_a_first_commit_that_is_still_under_way_is_waited_for(
+    database: JournalDatabase, store: Database, commits: bool, again: str
+) -> None:
+    """The one that writes the execution's row too."""
+    ownership = Ownership(store, namespace="fate", lease_ms=LEASE_MS, max_attempts=10)
+    request = OpenRequest("one", "task", "owner", retries=0, envelope=lambda: StoredPayload(0, b"{}"), fresh=True)
+    opened = ownership.open(request)
+    assert isinstance(opened, Opened)
+    assert opened.birth is not None
+    batch = batch_of(opened.fence, again=again == "append", birth=opened.birth)
+    answers: list[Any] = []
+    act: Callable[[], Any] = {
+        "append": lambda: Journal(store, lease_ms=LEASE_MS).append([batch]),
+        "finish": lambda: ownership.finish(batch, "owner", State.COMPLETED, None),
+    }[again]
+    second = threading.Thread(target=lambda: answers.append(act()))
+    observer = database.engine()
+    with database.engine(isolation_level="READ COMMITTED").connect() as first:
+        row = new_row(opened.fence.pk, "fate", request, LEASE_MS, steps=2)
+        assert insert_new(first, row, request.envelope())
+        insert_entries(first, [batch])
+        if again == "finish":
+            first.execute(sa.update(executions).values(state="completed"))
+        second.start()
+        eventually(lambda: waiting(observer), 30, "nobody waits for the first try")
+        assert answers == []
+        if commits:
+            first.commit()
+        else:
+            first.rollback()
+    second.join(30)
+    assert answers == [set() if again == "append" else None]
+    assert rows(store) == (2, 2)
 
 
 def waiting(engine: sa.Engine) -> bool:

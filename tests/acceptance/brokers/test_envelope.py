@@ -30,6 +30,8 @@ def sees_the_same_twice(arena: Arena, execution: str, queue: str, **conf: Any) -
     options = {"conf": {**ACCEPT, **conf}, "queues": [arena.broker.queue, queue], "concurrency": 1}
     first = arena.worker(**options)
     eventually(lambda: arena.ledger.count("mirror", execution=execution) == 1)
+    # A body is recorded a moment after it has begun; until then the broker alone knows of it.
+    arena.await_started([execution])
     first.crash()
     arena.broker.flush()
     arena.worker(**options)

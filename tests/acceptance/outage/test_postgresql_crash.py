@@ -113,6 +113,8 @@ def test_an_execution_that_the_crash_undid_begins_again(fragile: Arena, server: 
     """The row with which it began need not be on disk; its message still stands."""
     worker = fragile.start()
     server.leave_unwritten()
+    # A first delivery would be recorded with its first commit, which is waited for.
+    fragile.arm("forgotten", "task.before_open")
     fragile.send("forgotten", "beginning")
     eventually(lambda: fragile.ledger.count("holding"), 60)
     server.crash()

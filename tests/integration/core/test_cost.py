@@ -85,14 +85,19 @@ class Meter:
         engine = self.database.engine
         event.listen(engine, "before_cursor_execute", self._on_statement)
         event.listen(engine, "commit", self._on_commit)
-        if self.database._direct is not None:
+        if self.database._direct is not None and self.database._autocommit is not None:
             self._listen_to(self.database._direct)
+            event.listen(self.database._autocommit, "before_cursor_execute", self._on_read)
 
     def _on_statement(self, connection: Any, cursor: Any, statement: str, *_: Any) -> None:
         if _is_body():
             self._open += _words(statement)
             if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
                 self._on_commit(connection)
+
+    def _on_read(self, connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if _is_body() and (words := _words(statement)):
+            self.said.append(tuple(words))
 
     def _on_commit(self, connection: Any) -> None:
         if _is_body() and self._open:
