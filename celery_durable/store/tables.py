@@ -29,7 +29,19 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import GenericFunction
 
-__all__ = ["executions", "guards", "journal", "metadata", "new_pk", "now_ms", "outbox", "payloads", "promises"]
+__all__ = [
+    "executions",
+    "guards",
+    "journal",
+    "metadata",
+    "new_pk",
+    "now_ms",
+    "outbox",
+    "payloads",
+    "pk_at",
+    "promises",
+    "upkeep",
+]
 
 metadata = MetaData()
 
@@ -199,6 +211,18 @@ outbox = Table(
     Index("ix_durable_outbox_wake", "namespace", "wake_at"),
 )
 
+#: One row per namespace: which service looks after what is old, and how far it has come.
+upkeep = Table(
+    "durable_upkeep",
+    metadata,
+    Column("namespace", _text(64), primary_key=True),
+    #: The service that has the right to, until then.
+    Column("owner", _ascii(96), nullable=False),
+    Column("held_until", BigInteger, nullable=False),
+    #: What it needs to go on, as JSON.
+    Column("progress", _ascii(4000), nullable=False),
+)
+
 
 class now_ms(GenericFunction[int]):  # noqa: N801 (SQLAlchemy names functions so)
     """The database's clock: milliseconds since the epoch, UTC."""
@@ -227,4 +251,12 @@ def _now_mysql(element: Any, compiler: Any, **kw: Any) -> str:
 
 def new_pk() -> int:
     """A fresh primary key: 41 bits of milliseconds, then 22 random ones. The insert notices a collision."""
-    return (int(time.time() * 1000) - 1_577_836_800_000 << 22 | secrets.randbits(22)) & 0x7FFF_FFFF_FFFF_FFFF
+    return (pk_at(int(time.time() * 1000)) | secrets.randbits(22)) & 0x7FFF_FFFF_FFFF_FFFF
+
+
+def pk_at(ms: int) -> int:
+    """What every primary key is smaller than that was made before a time, by the clock of whoever made it.
+
+    :param ms: since 1970-01-01 UTC.
+    """
+    return ms - 1_577_836_800_000 << 22

@@ -79,10 +79,19 @@ def upgrade() -> None:
         **_TABLE,
     )
     op.create_index("ix_durable_outbox_wake", "durable_outbox", ["namespace", "wake_at"])
+    op.create_table(
+        "durable_upkeep",
+        sa.Column("namespace", _text(64), primary_key=True),
+        sa.Column("owner", _ascii(96), nullable=False),
+        sa.Column("held_until", sa.BigInteger, nullable=False),
+        sa.Column("progress", _ascii(4000), nullable=False),
+        **_TABLE,
+    )
 
 
 def downgrade() -> None:
     """Drop them, and every promise and unsent message in them."""
+    op.drop_table("durable_upkeep")
     op.drop_table("durable_outbox")
     op.drop_table("durable_promise")
     for name, _ in reversed(_COLUMNS):
