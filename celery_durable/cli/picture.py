@@ -14,8 +14,8 @@ from .rendering import STATE_STYLES, duration, moment, print_table, write
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ..timeline import Event, Step
     from .showing import Portrait
-    from .timeline import Event, Step
 
 __all__ = ["print_portrait"]
 
@@ -90,7 +90,7 @@ def _outcome(outcome: dict[str, Any]) -> str:
 
 
 def _print_steps(console: Console, portrait: Portrait) -> None:
-    from .timeline import place_key
+    from ..timeline import place_key
 
     rows = []
     for step in portrait.timeline.steps:
@@ -98,7 +98,7 @@ def _print_steps(console: Console, portrait: Portrait) -> None:
         # Whoever reads this in a terminal recognises a key; the whole of it stands where it is needed.
         shown = f"{key[:12]}…" if key and console.is_terminal else key
         took = duration(None if step.duration_us is None else step.duration_us / 1000)
-        rows.append((step.position, step.name, step.effect or "", step.outcome, str(step.attempts), took, shown))
+        rows.append((step.position, step.name, step.effect or "", step.outcome.value, str(step.attempts), took, shown))
     for scope in portrait.timeline.scopes:
         branches = f"{scope.branches} branch{'' if scope.branches == 1 else 'es'}"
         rows.append((scope.position, f"parallel, {branches}", "", "ended" if scope.ended else "open", "", "", ""))

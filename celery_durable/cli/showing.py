@@ -14,7 +14,7 @@ from .rendering import console_of, iso
 from .values import plain, type_name
 
 if TYPE_CHECKING:
-    from .timeline import Event, Step, Timeline
+    from ..timeline import Event, Step, Timeline
 
 __all__ = ["Portrait", "show"]
 
@@ -89,7 +89,7 @@ class Portrait:
             "position": step.position,
             "name": step.name,
             "effect": step.effect,
-            "outcome": step.outcome,
+            "outcome": step.outcome.value,
             "key": None if step.key is None else step.key.hex(),
             "attempts": step.attempts,
             "duration_ms": _ms(step.duration_us),
@@ -141,7 +141,7 @@ def draw(desk: Desk, execution_id: str, generation: int | None, reveal: bool) ->
     :raises UnknownExecution: when there is none of this id.
     :raises click.UsageError: when it has no such generation.
     """
-    from . import timeline
+    from .. import timeline
 
     operations, codec = desk.operations, desk.runtime.codec
     row = operations.get(execution_id)

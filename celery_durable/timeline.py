@@ -1,44 +1,59 @@
-"""The journal of one generation as people think of it: steps in the order of the body, each with its outcome.
-
-======== ==========================================================================================================
-outcome  what it means
-======== ==========================================================================================================
-done     it ended, its value is journaled, it never runs again
-failed   it raised; either the body handled that, or the execution ended there
-skipped  nobody knew whether its effect had happened, and SKIP assumed it
-lost     it was done, but its result could not be stored; it never runs again
-in doubt its effect may have happened or not: its policy, or an operator, decides
-conflict an earlier generation ran it under other arguments; an operator decides
-trying   its operation is under way
-retrying a try failed in a known way, and it may be tried again
-to run   an operator said: run it
-======== ==========================================================================================================
-"""
+"""The journal of one generation as people think of it: steps in the order of the body, each with its outcome."""
 
 from __future__ import annotations
 
+import enum
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Final
 
-from ..checkpoint import expand
-from ..codec import Codec
-from ..errors import DurableError
-from ..replay import Past, fold
-from ..store.records import EntryKind, Journaled, State, StoredPayload
+from .checkpoint import expand
+from .codec import Codec
+from .errors import DurableError
+from .replay import Past, fold
+from .store.records import EntryKind, Journaled, State, StoredPayload
 
-__all__ = ["Event", "Scope", "Step", "Timeline", "place_key", "read"]
+__all__ = ["Event", "Scope", "Step", "StepOutcome", "Timeline", "place_key", "read"]
+
+
+class StepOutcome(str, enum.Enum):
+    """What became of a step."""
+
+    #: It ended, its value is journaled, it never runs again.
+    DONE = "done"
+    #: It raised; either the body handled that, or the execution ended there.
+    FAILED = "failed"
+    #: Nobody knew whether its effect had happened, and ``SKIP`` assumed it.
+    SKIPPED = "skipped"
+    #: It was done, but its result could not be stored; it never runs again.
+    LOST = "lost"
+    #: Its effect may have happened or not: its policy, or an operator, decides.
+    IN_DOUBT = "in doubt"
+    #: An earlier generation ran it under other arguments; an operator decides.
+    CONFLICT = "conflict"
+    #: Its operation is under way.
+    TRYING = "trying"
+    #: A try failed in a known way, and it may be tried again.
+    RETRYING = "retrying"
+    #: An operator said: run it.
+    TO_RUN = "to run"
+    #: Its entries contradict each other, or come from a newer version.
+    UNREADABLE = "unreadable"
+
+    def __str__(self) -> str:
+        return self.value
+
 
 _OUTCOMES: Final = {
-    Past.DONE: "done",
-    Past.ERROR: "failed",
-    Past.SKIPPED: "skipped",
-    Past.LOST: "lost",
-    Past.UNDECIDED: "in doubt",
-    Past.OPEN: "in doubt",
-    Past.TRY: "retrying",
+    Past.DONE: StepOutcome.DONE,
+    Past.ERROR: StepOutcome.FAILED,
+    Past.SKIPPED: StepOutcome.SKIPPED,
+    Past.LOST: StepOutcome.LOST,
+    Past.UNDECIDED: StepOutcome.IN_DOUBT,
+    Past.OPEN: StepOutcome.IN_DOUBT,
+    Past.TRY: StepOutcome.RETRYING,
 }
 _KINDS: Final = {
     EntryKind.INTENT: "intent",
@@ -78,7 +93,7 @@ class Step:
     position: str
     name: str
     effect: str | None
-    outcome: str
+    outcome: StepOutcome
     attempts: int
     duration_us: int | None
     key: bytes | None
@@ -92,7 +107,7 @@ class Step:
     @property
     def rival(self) -> tuple[int, str] | None:
         """Generation and idempotency key of the step that a conflict is with."""
-        if self.outcome != "conflict" or "key" not in self.events[-1].details:
+        if self.outcome is not StepOutcome.CONFLICT or "key" not in self.events[-1].details:
             return None
         return self.events[-1].details["generation"], self.events[-1].details["key"]
 
@@ -171,7 +186,7 @@ def _step(rows: list[Journaled], codec: Codec, state: State | None) -> Step:
         position=_place(first),
         name=first.name,
         effect=None,
-        outcome="unreadable",
+        outcome=StepOutcome.UNREADABLE,
         attempts=max(row.attempt for row in rows),
         duration_us=next((row.duration_us for row in reversed(rows) if row.duration_us is not None), None),
         key=next((row.key for row in rows if row.key is not None), None),
@@ -186,21 +201,21 @@ def _step(rows: list[Journaled], codec: Codec, state: State | None) -> Step:
     step.effect = None if recorded.effect is None else recorded.effect.value
     step.outcome = _outcome(recorded.past, events, state)
     step.payload = recorded.payload
-    if step.outcome in ("in doubt", "conflict"):
+    if step.outcome in (StepOutcome.IN_DOUBT, StepOutcome.CONFLICT):
         step.doubt = _why(events)
     return step
 
 
-def _outcome(past: Past, events: list[Event], state: State | None) -> str:
+def _outcome(past: Past, events: list[Event], state: State | None) -> StepOutcome:
     last = events[-1]
     if past is Past.UNDECIDED and "then" in last.details:
-        return "conflict"
+        return StepOutcome.CONFLICT
     if past is Past.OPEN and state is State.RUNNING:
-        return "trying"
+        return StepOutcome.TRYING
     if last.kind == "to be run":
-        return "to run"
+        return StepOutcome.TO_RUN
     if past is Past.TRY and state not in _UNFINISHED:
-        return "failed"
+        return StepOutcome.FAILED
     return _OUTCOMES[past]
 
 
