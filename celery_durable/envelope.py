@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from celery.app.amqp import task_message
 from kombu import serialization
+from kombu.serialization import prepare_accept_content
 
 from .codec import Codec
 from .store.records import StoredPayload
@@ -19,7 +20,17 @@ from .store.records import StoredPayload
 if TYPE_CHECKING:
     from celery import Celery, Task
 
-__all__ = ["PK_HEADER", "WAITS_HEADER", "body_of", "from_message", "from_request", "pack", "resend", "unpack"]
+__all__ = [
+    "PK_HEADER",
+    "WAITS_HEADER",
+    "accepted_body",
+    "body_of",
+    "from_message",
+    "from_request",
+    "pack",
+    "resend",
+    "unpack",
+]
 
 #: Carries the primary key of an execution whose row was written at publish.
 PK_HEADER: Final = "durable_pk"
@@ -188,6 +199,14 @@ def body_of(envelope: Mapping[str, Any], accept: Iterable[str] | None = None) ->
         envelope["content_encoding"],
         accept=set(accept) if accept is not None else {envelope["content_type"]},
     )
+
+
+def accepted_body(app: Celery, envelope: Mapping[str, Any]) -> Any:
+    """``(args, kwargs, embed)`` of an envelope, where the application accepts its serializer: others may run code.
+
+    :raises kombu.exceptions.ContentDisallowed: where it does not.
+    """
+    return body_of(envelope, prepare_accept_content(app.conf.accept_content))
 
 
 def resend(

@@ -20,7 +20,10 @@ __all__ = [
     "ConfigurationError",
     "ContextClosed",
     "DurableError",
+    "DurableIdConflict",
     "ErrorPlaceholder",
+    "ExecutionCancelled",
+    "ExecutionParked",
     "FingerprintError",
     "GuardConflict",
     "JournalCorrupted",
@@ -31,6 +34,7 @@ __all__ = [
     "PayloadTooLarge",
     "ReplayDivergence",
     "ResultLost",
+    "ResultTimeout",
     "SchemaError",
     "StepLimitExceeded",
     "UnknownExecution",
@@ -84,6 +88,42 @@ class WrongState(DurableError, Exception):
     code = "CD004"
 
 
+class DurableIdConflict(DurableError, Exception):
+    """The ``durable_id`` belongs to another call: of another task, or with other arguments. Nothing was sent.
+
+    Attributes: ``execution_id``, ``task`` (of the execution that has the id).
+    """
+
+    code = "CD005"
+
+
+class ExecutionParked(DurableError, Exception):
+    """The result was asked for of an execution that waits for an operator.
+
+    Attributes: ``execution_id``, ``state`` (``"ambiguous"`` or ``"quarantined"``), ``reason``.
+    """
+
+    code = "CD006"
+
+
+class ExecutionCancelled(DurableError, Exception):
+    """The result was asked for of an execution that was cancelled.
+
+    Attributes: ``execution_id``, ``reason``.
+    """
+
+    code = "CD007"
+
+
+class ResultTimeout(DurableError, TimeoutError):
+    """The execution had not ended when the caller's patience had; it goes on.
+
+    Attributes: ``execution_id``, ``state``.
+    """
+
+    code = "CD008"
+
+
 class ReplayDivergence(DurableError):
     """The body asked for another step than its journal has at that position.
 
@@ -99,7 +139,10 @@ class ReplayDivergence(DurableError):
 
 
 class FingerprintError(DurableError, Exception):
-    """An argument of a step has no canonical form; give the step a ``fingerprint=``."""
+    """An argument of a step has no canonical form; give the step a ``fingerprint=``.
+
+    Also an argument of a task that is called with a ``durable_id``.
+    """
 
     code = "CD201"
 

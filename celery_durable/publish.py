@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from celery.utils.time import maybe_iso8601
 
 from . import envelope as envelopes
+from . import starting
+from .errors import ConfigurationError
 from .faults import reached
 from .runtime import Runtime
 from .store.recovery import Published
@@ -43,6 +45,8 @@ class Stash:
     name: str
     message: Any
     options: dict[str, Any]
+    #: Its id is a ``durable_id``: the call is done once.
+    chosen: bool = False
 
     @property
     def retries(self) -> int:
@@ -70,8 +74,13 @@ class Stash:
     def published(self, app: Celery, runtime: Runtime) -> Published:
         """The row that the outbox writes."""
         packed = envelopes.pack(self.envelope(app), runtime.envelope_codec)
+        hashed = None
+        if self.chosen:
+            args, kwargs, _ = self.message.body
+            serializer = self.options.get("serializer") or app.conf.task_serializer
+            hashed = starting.hash_of(self.name, args, kwargs, serializer)
         return Published(
-            self.message.headers["id"], self.name, self.retries, packed, self.delay_ms(), self.replacements
+            self.message.headers["id"], self.name, self.retries, packed, self.delay_ms(), self.replacements, hashed
         )
 
     def send(self, app: Celery, pk: int, original: Callable[..., Any], producer: Any) -> Any:
@@ -94,27 +103,47 @@ def wrap_sender(app: Celery, original: Callable[..., Any]) -> Callable[..., Any]
     """The task sender of an app, with the outbox in front of it."""
 
     def send_task_message(producer: Any, name: str, message: Any, **options: Any) -> Any:
-        if envelopes.PK_HEADER in message.headers or not is_durable(app, name):
+        durable_id = options.pop("durable_id", None)
+        chosen = durable_id is not None
+        if chosen:
+            if not is_durable(app, name):
+                raise ConfigurationError(_not_durable(app, name, durable_id))
+            starting.check_place(name, message, durable_id)
+        elif envelopes.PK_HEADER in message.headers or not is_durable(app, name):
             return original(producer, name, message, **options)
-        stash = Stash(name, message, options)
+        stash = Stash(name, message, options, chosen)
         session = stashing.get()
-        if session is not None and message.headers.get("id") == session.request.id:
+        if session is not None and message.headers.get("id") == session.request.id and not chosen:
             session.stash = stash
             return None
         runtime = Runtime.of(app)
-        if not runtime.settings.outbox:
+        if not (runtime.settings.outbox or chosen):
             return original(producer, name, message, **options)
         batch = _batch.get()
         if batch is not None:
             batch.append((app, stash))
             return None
-        reached("outbox.before_record")
-        [pk] = runtime.recovery.publish([stash.published(app, runtime)])
-        reached("outbox.after_record")
+        reached("outbox.before_record", str(message.headers["id"]))
+        [pk] = starting.record(app, runtime, [stash.published(app, runtime)])
+        reached("outbox.after_record", str(message.headers["id"]))
+        if pk is None:
+            logger.info("%s[%s] was called before, and is not sent again", name, message.headers["id"])
+            return None
         return _send_recorded(app, stash, pk, original, producer)
 
     send_task_message.past_outbox = original  # type: ignore[attr-defined]
     return send_task_message
+
+
+def _not_durable(app: Celery, name: str, durable_id: Any) -> str:
+    if name in app.tasks:
+        return (
+            f"durable_id {durable_id!r}: {name} is not a durable task, so that nothing can see to it that it runs once."
+        )
+    return (
+        f"durable_id {durable_id!r}: this process does not know task {name}, so that nobody can say whether it is "
+        f"durable. Import its module, or declare it here: app.task(function, base=DurableTask, name={name!r})"
+    )
 
 
 def _send_recorded(app: Celery, stash: Stash, pk: int, original: Callable[..., Any], producer: Any) -> Any:
@@ -157,9 +186,10 @@ def publish_stashed(app: Celery, stash: Stash, pk: int, runtime: Runtime) -> Non
 def outbox_batch() -> Iterator[None]:
     """Record all durable messages published inside with one commit, and send them at the end.
 
-    Needs ``durable_outbox``. Leaving with an exception records and sends nothing.
+    Needs ``durable_outbox``, or a ``durable_id``. Leaving with an exception records and sends nothing.
 
     :raises JournalUnavailable: when they could not be recorded; then none was accepted.
+    :raises DurableIdConflict: when one's ``durable_id`` belongs to another call; then none was accepted.
     """
     messages: list[tuple[Celery, Stash]] = []
     token = _batch.set(messages)
@@ -173,8 +203,9 @@ def outbox_batch() -> Iterator[None]:
     for group in by_app.values():
         app = group[0][0]
         runtime = Runtime.of(app)
-        keys = runtime.recovery.publish([stash.published(app, runtime) for _, stash in group])
+        keys = starting.record(app, runtime, [stash.published(app, runtime) for _, stash in group])
         original = past_outbox(app)
         with app.producer_or_acquire() as producer:
             for pk, (_, stash) in zip(keys, group, strict=True):
-                _send_recorded(app, stash, pk, original, producer)
+                if pk is not None:
+                    _send_recorded(app, stash, pk, original, producer)

@@ -280,6 +280,8 @@ class Session:
                 if not isinstance(signature, dict) or signature.get("subtask_type") is not None:
                     continue
                 options = signature.setdefault("options", {})
+                if options.get("durable_id"):
+                    options["task_id"] = options["durable_id"]
                 if not options.get("task_id"):
                     name = f"celery_durable:{request.id}:{kind}:{number}"
                     options["task_id"] = str(uuid.uuid5(uuid.NAMESPACE_OID, name))

@@ -7,7 +7,6 @@ from typing import Any
 import click
 from celery import _state
 from celery.app.task import Context
-from kombu.serialization import prepare_accept_content
 
 from .. import envelope as envelopes
 from ..errors import WrongState
@@ -89,8 +88,7 @@ def _request(desk: Desk, row: Execution) -> Any:
         return None
     message = envelopes.unpack(stored, desk.runtime.envelope_codec)
     try:
-        accept = prepare_accept_content(desk.app.conf.accept_content)
-        args, kwargs, embed = envelopes.body_of(message, accept)
+        args, kwargs, embed = envelopes.accepted_body(desk.app, message)
     # What cannot be read here may name a chord, which then is not told; the caller is.
     except Exception:
         args, kwargs, embed = (), {}, {}

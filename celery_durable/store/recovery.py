@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import contextlib
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -11,10 +12,10 @@ from sqlalchemy.exc import IntegrityError
 
 from .database import Database
 from .records import Due, PayloadKind, State, StoredPayload
-from .rows import quarantine
+from .rows import get_payload, quarantine
 from .tables import executions, new_pk, now_ms, payloads
 
-__all__ = ["Claims", "Parked", "Published", "RecoveryStore"]
+__all__ = ["Claims", "Existing", "IdTaken", "Parked", "Published", "RecoveryStore"]
 
 _x = executions.c
 
@@ -22,6 +23,8 @@ _x = executions.c
 _LONGEST_SPACING = 3_600_000
 #: 2 ** 12 leases are beyond it for every lease of a second or more.
 _MOST_DOUBLINGS = 12
+#: How often a race for an id is looked at anew.
+_TRIES = 8
 
 
 class Published(NamedTuple):
@@ -30,11 +33,38 @@ class Published(NamedTuple):
     id: str
     task: str
     retries: int
-    envelope: StoredPayload
+    #: None for an eager run, which its caller alone brings to its end.
+    envelope: StoredPayload | None
     #: Milliseconds from now until the message is due (its countdown or ETA).
     delay_ms: int = 0
     #: How often ``Task.replace`` has handed the id on.
     replacements: int = 0
+    #: What the call is told by where the caller chose the id; a second call of it is not sent.
+    args_hash: bytes | None = None
+
+
+class Existing(NamedTuple):
+    """An execution that has the id which a caller chose."""
+
+    pk: int
+    task: str
+    state: State
+    #: None where its id was not chosen as a ``durable_id``.
+    args_hash: bytes | None
+    #: ms since the epoch, UTC.
+    created_at: int
+    pruned: bool
+    envelope: StoredPayload | None
+
+
+class IdTaken(Exception):
+    """Internal: a chosen id belongs to a call that is not known to be the same one; nothing was recorded."""
+
+    def __init__(self, message: Published, existing: Existing | Published) -> None:
+        super().__init__(message.id)
+        self.message = message
+        #: A message, where the same batch has the id twice.
+        self.existing = existing
 
 
 class Parked(NamedTuple):
@@ -144,26 +174,43 @@ class RecoveryStore:
             lambda c: c.execute(sa.update(executions).where(mine).values(lease_until=0, wake_at=now_ms())).rowcount
         )
 
-    def publish(self, messages: Sequence[Published]) -> list[int]:
+    def publish(self, messages: Sequence[Published]) -> list[int | None]:
         """Record messages before they are published, in one transaction.
 
-        :returns: the primary key of each; of the existing row where the id is known already.
+        :returns: the primary key of each; of the existing row where the id is known already. None where the caller
+            chose the id and this very call is recorded already: it is not to be sent.
+        :raises IdTaken: where a chosen id is that of another call; then nothing was recorded.
         """
-        try:
-            return self._database.write(lambda c: self._publish(c, messages, look=False))
-        except IntegrityError:
-            return self._database.write(lambda c: self._publish(c, messages, look=True))
-
-    def _publish(self, connection: Connection, messages: Sequence[Published], *, look: bool) -> list[int]:
+        # Fixed here, so that a second try recognises what the first one has written.
         keys = [new_pk() for _ in messages]
-        known: dict[str, int] = {}
-        if look:
-            query = sa.select(_x.id, _x.pk).where(_x.namespace == self._namespace, _x.id.in_([m.id for m in messages]))
-            known = {row.id: row.pk for row in connection.execute(query)}
+        chosen = any(message.args_hash is not None for message in messages)
+        if not chosen:
+            with contextlib.suppress(IntegrityError):
+                return self._database.write(lambda c: self._publish(c, keys, messages, look=False))
+        for _ in range(_TRIES):
+            # What fails here raced with somebody else's insert.
+            with contextlib.suppress(IntegrityError):
+                return self._database.write(lambda c: self._publish(c, keys, messages, look=True))
+        return self._database.write(lambda c: self._publish(c, keys, messages, look=True))
+
+    def _publish(
+        self, connection: Connection, keys: Sequence[int], messages: Sequence[Published], *, look: bool
+    ) -> list[int | None]:
+        known = self._known(connection, messages) if look else {}
+        fresh: dict[str, tuple[int, Published]] = {}
+        ours = set(keys)
+        answer: list[int | None] = []
         rows, data = [], []
         for pk, message in zip(keys, messages, strict=True):
-            if message.id in known:
+            if message.id in fresh:
+                answer.append(_twice(*fresh[message.id], message))
                 continue
+            if message.id in known:
+                answer.append(self._recorded(connection, ours, message, known[message.id]))
+                continue
+            fresh[message.id] = pk, message
+            answer.append(pk)
+            recoverable = message.envelope is not None
             rows.append(
                 {
                     "pk": pk,
@@ -173,7 +220,7 @@ class RecoveryStore:
                     "state": State.PENDING.value,
                     "epoch": 0,
                     "lease_until": 0,
-                    "delay": message.delay_ms,
+                    "wake": self._lease_ms + message.delay_ms if recoverable else None,
                     "generation": 1,
                     "base_generation": 1,
                     "attempts": 0,
@@ -181,20 +228,60 @@ class RecoveryStore:
                     "replacements": message.replacements,
                     "sends": 0,
                     "steps": 0,
+                    "args_hash": message.args_hash,
                 }
             )
-            data.append(
-                {
-                    "pk": pk,
-                    "kind": int(PayloadKind.ENVELOPE),
-                    "codec": message.envelope.codec,
-                    "data": message.envelope.data,
-                }
-            )
+            if message.envelope is not None:
+                codec, stored = message.envelope
+                data.append({"pk": pk, "kind": int(PayloadKind.ENVELOPE), "codec": codec, "data": stored})
         if rows:
-            wake = now_ms() + self._lease_ms + sa.bindparam("delay", type_=sa.BigInteger)
+            wake = now_ms() + sa.bindparam("wake", type_=sa.BigInteger)
             connection.execute(
                 sa.insert(executions).values(wake_at=wake, created_at=now_ms(), updated_at=now_ms()), rows
             )
+        if data:
             connection.execute(sa.insert(payloads), data)
-        return [known.get(m.id, pk) for pk, m in zip(keys, messages, strict=True)]
+        return answer
+
+    def _known(self, connection: Connection, messages: Sequence[Published]) -> dict[str, Any]:
+        columns = (_x.id, _x.pk, _x.task, _x.state, _x.args_hash, _x.created_at, _x.pruned_at)
+        query = sa.select(*columns).where(_x.namespace == self._namespace, _x.id.in_([m.id for m in messages]))
+        return {row.id: row for row in connection.execute(query)}
+
+    @staticmethod
+    def _recorded(connection: Connection, ours: Collection[int], message: Published, before: Any) -> int | None:
+        """What is answered for a message whose id has a row already."""
+        if before.pk in ours or message.args_hash is None:
+            return int(before.pk)
+        if before.args_hash is not None and bytes(before.args_hash) == message.args_hash:
+            return None
+        envelope = get_payload(connection, before.pk, PayloadKind.ENVELOPE)
+        raise IdTaken(
+            message,
+            Existing(
+                pk=before.pk,
+                task=before.task,
+                state=State(before.state),
+                args_hash=None if before.args_hash is None else bytes(before.args_hash),
+                created_at=before.created_at,
+                pruned=before.pruned_at is not None,
+                envelope=envelope,
+            ),
+        )
+
+    def adopt(self, pk: int, args_hash: bytes) -> None:
+        """From now on the execution is known by this call, which has turned out to be its own."""
+        self._database.write(
+            lambda c: c.execute(
+                sa.update(executions).where(_x.pk == pk, _x.args_hash.is_(None)).values(args_hash=args_hash)
+            )
+        )
+
+
+def _twice(pk: int, first: Published, second: Published) -> int | None:
+    """What is answered for a message whose id another one of the batch has."""
+    if second.args_hash is None:
+        return pk
+    if first.args_hash != second.args_hash:
+        raise IdTaken(second, first)
+    return None

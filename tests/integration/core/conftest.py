@@ -22,8 +22,8 @@ def make_lab(request: pytest.FixtureRequest, ledger: Ledger, monkeypatch: pytest
         database: JournalDatabase = request.getfixturevalue("database")
         conf = database.conf
 
-    def make(**settings: Any) -> Lab:
-        labs.append(Lab(ledger, **{**conf, **settings}))
+    def make(kind: type[Lab] = Lab, **settings: Any) -> Lab:
+        labs.append(kind(ledger, **{**conf, **settings}))
         return labs[-1]
 
     yield make
