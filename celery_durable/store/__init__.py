@@ -7,5 +7,6 @@ from .journal import Journal
 from .operations import Operations
 from .ownership import Ownership
 from .recovery import RecoveryStore
+from .retention import RetentionStore
 
-__all__ = ["Database", "Journal", "Operations", "Ownership", "RecoveryStore"]
+__all__ = ["Database", "Journal", "Operations", "Ownership", "RecoveryStore", "RetentionStore"]
