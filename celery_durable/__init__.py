@@ -32,6 +32,7 @@ from .errors import (
     WrongState,
 )
 from .logger import get_logger
+from .outbox import enqueue
 from .parallel import Branch, Parallel
 from .publish import outbox_batch
 from .retry import Retry
@@ -82,6 +83,7 @@ __all__ = [
     "Verdict",
     "WrongState",
     "current_step",
+    "enqueue",
     "execution_parked",
     "get_logger",
     "guarded",

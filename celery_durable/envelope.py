@@ -14,6 +14,7 @@ from celery.app.amqp import task_message
 from kombu import serialization
 from kombu.serialization import prepare_accept_content
 
+from .capture import repeat
 from .codec import Codec
 from .store.records import StoredPayload
 
@@ -109,7 +110,7 @@ def from_message(message: Any, options: Mapping[str, Any], app: Celery) -> dict[
     merged = {**message.properties, **options}
     properties = {name: merged[name] for name in _PROPERTIES if merged.get(name) is not None}
     exchange, queue = options.get("exchange"), options.get("queue")
-    return _build(
+    envelope = _build(
         headers,
         properties,
         message.body,
@@ -117,6 +118,9 @@ def from_message(message: Any, options: Mapping[str, Any], app: Celery) -> dict[
         options.get("compression"),
         _route(getattr(exchange, "name", exchange), options.get("routing_key"), getattr(queue, "name", queue)),
     )
+    if headers.get("eta"):
+        envelope["eta"] = headers["eta"]
+    return envelope
 
 
 def _build(
@@ -228,6 +232,9 @@ def resend(
     headers = {**envelope["headers"], "eta": eta.isoformat() if eta is not None else None}
     if started:
         headers["expires"] = None
+    else:
+        headers["eta"] = headers["eta"] or envelope.get("eta")
+        repeat(app, envelope.get("before", []))
     if pk is not None:
         headers[PK_HEADER] = str(pk)
     properties = dict(envelope["properties"])

@@ -7,28 +7,31 @@ canvas, ``send_task``, beat and retries.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime as dt
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from celery.utils.time import maybe_iso8601
 
+from . import capture, starting
 from . import envelope as envelopes
-from . import starting
+from .capture import BackendCall
 from .errors import ConfigurationError
 from .faults import reached
 from .runtime import Runtime
-from .store.recovery import Published
+from .store.outbox import Published, Unsent
+from .store.records import StoredPayload
 
 if TYPE_CHECKING:
     from celery import Celery
 
     from .session import Session
 
-__all__ = ["Stash", "is_durable", "outbox_batch", "publish_stashed", "stashing", "wrap_sender"]
+__all__ = ["Stash", "broker_errors", "is_durable", "outbox_batch", "publish_stashed", "stashing", "wrap_sender"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +50,12 @@ class Stash:
     options: dict[str, Any]
     #: Its id is a ``durable_id``: the call is done once.
     chosen: bool = False
+    #: What the result backend is told before it is sent.
+    before: tuple[BackendCall, ...] = ()
+
+    @property
+    def id(self) -> str:
+        return str(self.message.headers["id"])
 
     @property
     def retries(self) -> int:
@@ -58,7 +67,10 @@ class Stash:
 
     def envelope(self, app: Celery) -> dict[str, Any]:
         """The message as it is stored."""
-        return envelopes.from_message(self.message, self.options, app)
+        envelope = envelopes.from_message(self.message, self.options, app)
+        if self.before:
+            envelope["before"] = [call.stored() for call in self.before]
+        return envelope
 
     def delay_ms(self) -> int:
         """Milliseconds until the message's ETA; 0 without one."""
@@ -71,22 +83,36 @@ class Stash:
             when = when.replace(tzinfo=dt.timezone.utc)
         return max(0, int((when - dt.datetime.now(dt.timezone.utc)).total_seconds() * 1000))
 
-    def published(self, app: Celery, runtime: Runtime) -> Published:
-        """The row that the outbox writes."""
-        packed = envelopes.pack(self.envelope(app), runtime.envelope_codec)
+    def published(self, app: Celery, envelope: StoredPayload) -> Published:
+        """The row that the outbox writes for a durable task."""
         hashed = None
         if self.chosen:
             args, kwargs, _ = self.message.body
             serializer = self.options.get("serializer") or app.conf.task_serializer
             hashed = starting.hash_of(self.name, args, kwargs, serializer)
-        return Published(
-            self.message.headers["id"], self.name, self.retries, packed, self.delay_ms(), self.replacements, hashed
-        )
+        return Published(self.id, self.name, self.retries, envelope, self.delay_ms(), self.replacements, hashed)
 
-    def send(self, app: Celery, pk: int, original: Callable[..., Any], producer: Any) -> Any:
-        """Hand it to the broker, with the key of its row."""
-        self.message.headers[envelopes.PK_HEADER] = str(pk)
+    def unsent(self, envelope: StoredPayload) -> Unsent:
+        """The row that the outbox writes for any other task."""
+        return Unsent(self.id, self.name, envelope)
+
+    def frozen(self, envelope: Mapping[str, Any]) -> Stash:
+        """The message as it was put into the envelope: its sender may change an argument until it is sent."""
+        message = self.message._replace(headers=dict(self.message.headers), body=envelopes.body_of(envelope))
+        return dataclasses.replace(self, message=message)
+
+    def send(self, app: Celery, pk: int | None, original: Callable[..., Any], producer: Any) -> Any:
+        """Hand it to the broker, with the key of its execution where it has one."""
+        for call in self.before:
+            call.tell(app)
+        if pk is not None:
+            self.message.headers[envelopes.PK_HEADER] = str(pk)
         return original(producer, self.name, self.message, **self.options)
+
+
+def rows_of(app: Celery, runtime: Runtime, stashes: list[Stash]) -> list[Published]:
+    """The rows that the outbox writes for durable tasks."""
+    return [s.published(app, envelopes.pack(s.envelope(app), runtime.envelope_codec)) for s in stashes]
 
 
 def is_durable(app: Celery, name: str) -> bool:
@@ -103,15 +129,19 @@ def wrap_sender(app: Celery, original: Callable[..., Any]) -> Callable[..., Any]
     """The task sender of an app, with the outbox in front of it."""
 
     def send_task_message(producer: Any, name: str, message: Any, **options: Any) -> Any:
+        captured = capture.here()
         durable_id = options.pop("durable_id", None)
         chosen = durable_id is not None
         if chosen:
             if not is_durable(app, name):
                 raise ConfigurationError(_not_durable(app, name, durable_id))
             starting.check_place(name, message, durable_id)
-        elif envelopes.PK_HEADER in message.headers or not is_durable(app, name):
+        elif captured is None and (envelopes.PK_HEADER in message.headers or not is_durable(app, name)):
             return original(producer, name, message, **options)
         stash = Stash(name, message, options, chosen)
+        if captured is not None:
+            captured.take(stash)
+            return None
         session = stashing.get()
         if session is not None and message.headers.get("id") == session.request.id and not chosen:
             session.stash = stash
@@ -124,7 +154,7 @@ def wrap_sender(app: Celery, original: Callable[..., Any]) -> Callable[..., Any]
             batch.append((app, stash))
             return None
         reached("outbox.before_record", str(message.headers["id"]))
-        [pk] = starting.record(app, runtime, [stash.published(app, runtime)])
+        [pk] = starting.record(app, runtime, rows_of(app, runtime, [stash]))
         reached("outbox.after_record", str(message.headers["id"]))
         if pk is None:
             logger.info("%s[%s] was called before, and is not sent again", name, message.headers["id"])
@@ -151,7 +181,7 @@ def _send_recorded(app: Celery, stash: Stash, pk: int, original: Callable[..., A
     try:
         return stash.send(app, pk, original, producer)
     except Exception as error:
-        if not isinstance(error, _broker_errors(app)):
+        if not isinstance(error, broker_errors(app)):
             raise
         logger.warning(
             "the broker did not take %s[%s] (%s: %s); it is recorded and will be sent by recovery",
@@ -163,7 +193,8 @@ def _send_recorded(app: Celery, stash: Stash, pk: int, original: Callable[..., A
         return None
 
 
-def _broker_errors(app: Celery) -> tuple[type[BaseException], ...]:
+def broker_errors(app: Celery) -> tuple[type[BaseException], ...]:
+    """What sending raises when the broker is out of reach."""
     from kombu.exceptions import OperationalError
 
     connection = app.connection_for_write()
@@ -203,7 +234,7 @@ def outbox_batch() -> Iterator[None]:
     for group in by_app.values():
         app = group[0][0]
         runtime = Runtime.of(app)
-        keys = starting.record(app, runtime, [stash.published(app, runtime) for _, stash in group])
+        keys = starting.record(app, runtime, rows_of(app, runtime, [stash for _, stash in group]))
         original = past_outbox(app)
         with app.producer_or_acquire() as producer:
             for pk, (_, stash) in zip(keys, group, strict=True):

@@ -13,7 +13,7 @@ from .codec import Codec
 from .lease import Keeper, owner_prefix
 from .run import Limits
 from .settings import Settings, load
-from .store import Database, Journal, Ownership, RecoveryStore
+from .store import Database, Journal, OutboxStore, Ownership, RecoveryStore
 from .worker.control import Lifeline, address_of
 from .writer import JournalWriter
 
@@ -57,6 +57,7 @@ class Runtime:
             lease_ms=settings.lease_ms,
             max_attempts=settings.max_attempts,
         )
+        self.outbox = OutboxStore(self.database, namespace=settings.namespace, lease_ms=settings.lease_ms)
         self.writer = JournalWriter(
             self.journal, flush_interval=settings.flush_interval, ack_timeout=settings.ack_timeout
         )

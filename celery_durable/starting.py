@@ -18,14 +18,14 @@ from .errors import ConfigurationError, DurableIdConflict
 from .faults import reached
 from .identity import call_hash
 from .runtime import Runtime
-from .store.recovery import IdTaken, Published
+from .store.outbox import IdTaken, Published
 
 if TYPE_CHECKING:
     from celery import Celery, Task
 
-    from .store.recovery import Existing
+    from .store.outbox import Existing
 
-__all__ = ["check_id", "check_place", "hash_of", "one_id", "record", "record_eager"]
+__all__ = ["check_id", "check_place", "difference", "hash_of", "one_id", "record", "record_eager"]
 
 #: The journal's column.
 _LONGEST_ID: Final = 255
@@ -131,23 +131,34 @@ def record_eager(task: Task[Any, Any], durable_id: str, args: Any, kwargs: Any, 
 
 
 def _settle(app: Celery, runtime: Runtime, taken: IdTaken, now: str | None) -> None:
-    """Where the execution was not started by its ``durable_id``, look into its message.
+    """Let the execution that has the id be known by the call, if it is its own.
 
-    :raises DurableIdConflict: when it is another call, or nobody knows.
+    :raises DurableIdConflict: when it is another call's, or nobody knows.
+    """
+    error = difference(app, runtime, taken, now)
+    if error is not None:
+        raise error
+    assert taken.message.args_hash is not None
+    assert not isinstance(taken.existing, Published)
+    runtime.recovery.adopt(taken.existing.pk, taken.message.args_hash)
+
+
+def difference(app: Celery, runtime: Runtime, taken: IdTaken, now: str | None = None) -> DurableIdConflict | None:
+    """None where the execution that has the id is the same call. Where it was not started by its ``durable_id``, its
+    message tells.
+
+    :param now: how the arguments are shown of a message without an envelope.
     """
     message, existing = taken.message, taken.existing
     asked = now if message.envelope is None and now is not None else _shown(runtime, message.envelope)
     if isinstance(existing, Published):
-        raise _conflict(message, asked, existing.task, "in the same batch", _shown(runtime, existing.envelope))
-    asked_hash = message.args_hash
-    assert asked_hash is not None
-    if existing.args_hash is None and _hash_of_stored(app, runtime, existing) == asked_hash:
-        runtime.recovery.adopt(existing.pk, asked_hash)
-        return
+        return _conflict(message, asked, existing.task, "in the same batch", _shown(runtime, existing.envelope))
+    if existing.args_hash is None and _hash_of_stored(app, runtime, existing) == message.args_hash:
+        return None
     created = dt.datetime.fromtimestamp(existing.created_at / 1000, dt.timezone.utc)
     when = f"{existing.state}, created {created:%Y-%m-%d %H:%M:%S} UTC"
     then = "(its arguments were pruned)" if existing.pruned else _shown(runtime, existing.envelope)
-    raise _conflict(message, asked, existing.task, when, then)
+    return _conflict(message, asked, existing.task, when, then)
 
 
 def _hash_of_stored(app: Celery, runtime: Runtime, existing: Existing) -> bytes | None:

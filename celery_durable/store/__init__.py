@@ -5,8 +5,8 @@ from __future__ import annotations
 from .database import Database
 from .journal import Journal
 from .operations import Operations
+from .outbox import OutboxStore
 from .ownership import Ownership
 from .recovery import RecoveryStore
-from .retention import RetentionStore
 
-__all__ = ["Database", "Journal", "Operations", "Ownership", "RecoveryStore", "RetentionStore"]
+__all__ = ["Database", "Journal", "Operations", "OutboxStore", "Ownership", "RecoveryStore"]

@@ -11,13 +11,15 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 
 from .database import Database
+from .outbox import Existing, IdTaken, Published, existing, known_ids, new_pks, row_of, wakes
 from .records import Due, PayloadKind, State, StoredPayload
-from .rows import get_payload, quarantine
-from .tables import executions, new_pk, now_ms, payloads
+from .rows import quarantine
+from .tables import executions, now_ms, outbox, payloads
 
 __all__ = ["Claims", "Existing", "IdTaken", "Parked", "Published", "RecoveryStore"]
 
 _x = executions.c
+_o = outbox.c
 
 #: Longest pause between two sends of one message, in milliseconds.
 _LONGEST_SPACING = 3_600_000
@@ -25,46 +27,6 @@ _LONGEST_SPACING = 3_600_000
 _MOST_DOUBLINGS = 12
 #: How often a race for an id is looked at anew.
 _TRIES = 8
-
-
-class Published(NamedTuple):
-    """A message that is about to be published, to be recorded first (the outbox)."""
-
-    id: str
-    task: str
-    retries: int
-    #: None for an eager run, which its caller alone brings to its end.
-    envelope: StoredPayload | None
-    #: Milliseconds from now until the message is due (its countdown or ETA).
-    delay_ms: int = 0
-    #: How often ``Task.replace`` has handed the id on.
-    replacements: int = 0
-    #: What the call is told by where the caller chose the id; a second call of it is not sent.
-    args_hash: bytes | None = None
-
-
-class Existing(NamedTuple):
-    """An execution that has the id which a caller chose."""
-
-    pk: int
-    task: str
-    state: State
-    #: None where its id was not chosen as a ``durable_id``.
-    args_hash: bytes | None
-    #: ms since the epoch, UTC.
-    created_at: int
-    pruned: bool
-    envelope: StoredPayload | None
-
-
-class IdTaken(Exception):
-    """Internal: a chosen id belongs to a call that is not known to be the same one; nothing was recorded."""
-
-    def __init__(self, message: Published, existing: Existing | Published) -> None:
-        super().__init__(message.id)
-        self.message = message
-        #: A message, where the same batch has the id twice.
-        self.existing = existing
 
 
 class Parked(NamedTuple):
@@ -82,6 +44,8 @@ class Claims(NamedTuple):
     parked: list[Parked]
     #: Milliseconds until the next row is due; ``None`` when there is none. Zero or less: claim again at once.
     next_ms: int | None
+    #: The same for the messages of tasks that are not durable: see :class:`~.outbox.OutboxStore`.
+    outbox_ms: int | None
 
 
 class RecoveryStore:
@@ -128,13 +92,19 @@ class RecoveryStore:
                     sa.update(executions).where(_x.pk == row.pk).values(wake_at=now_ms() + spacing, sends=_x.sends + 1)
                 )
             envelopes = self._envelopes(connection, [r.pk for r in claimed])
-            following = connection.execute(
-                sa.select(sa.func.min(_x.wake_at) - now_ms()).where(
-                    ours, _x.wake_at.is_not(None), lapsed if spared else sa.true()
+            # What comes next, there and in the outbox, which costs no statement of its own while it is empty.
+            following, unsent = connection.execute(
+                sa.select(
+                    sa.select(sa.func.min(_x.wake_at) - now_ms())
+                    .where(ours, _x.wake_at.is_not(None), lapsed if spared else sa.true())
+                    .scalar_subquery(),
+                    sa.select(sa.func.min(_o.wake_at) - now_ms())
+                    .where(_o.namespace == self._namespace)
+                    .scalar_subquery(),
                 )
-            ).scalar()
+            ).one()
             due = [Due(r.pk, r.id, r.task, State(r.state), r.epoch, r.sends, envelopes.get(r.pk)) for r in claimed]
-            return Claims(due, reasons, None if following is None else int(following))
+            return Claims(due, reasons, *(None if ms is None else int(ms) for ms in (following, unsent)))
 
         return self._database.write(work)
 
@@ -147,13 +117,12 @@ class RecoveryStore:
         )
         return {r.pk: StoredPayload(r.codec, bytes(r.data)) for r in connection.execute(query)}
 
-    def unsent(self, pk: int, delay_ms: int) -> None:
-        """A claimed message could not be sent: let it come up again after ``delay_ms``."""
-        self._database.write(
-            lambda c: c.execute(
-                sa.update(executions).where(_x.pk == pk, _x.wake_at.is_not(None)).values(wake_at=now_ms() + delay_ms)
-            )
-        )
+    def unsent(self, pks: Sequence[int], delay_ms: int) -> None:
+        """Claimed messages could not be sent: let them come up again after ``delay_ms``, as if they had not been."""
+        if pks:
+            mine = sa.and_(_x.pk.in_(list(pks)), _x.wake_at.is_not(None), _x.sends > 0)
+            values = {"wake_at": now_ms() + delay_ms, "sends": _x.sends - 1}
+            self._database.write(lambda c: c.execute(sa.update(executions).where(mine).values(values)))
 
     def forsake(self, owner_prefix: str) -> int:
         """A process is known to be dead: its leases run out now.
@@ -182,7 +151,7 @@ class RecoveryStore:
         :raises IdTaken: where a chosen id is that of another call; then nothing was recorded.
         """
         # Fixed here, so that a second try recognises what the first one has written.
-        keys = [new_pk() for _ in messages]
+        keys = new_pks(len(messages))
         chosen = any(message.args_hash is not None for message in messages)
         if not chosen:
             with contextlib.suppress(IntegrityError):
@@ -210,43 +179,18 @@ class RecoveryStore:
                 continue
             fresh[message.id] = pk, message
             answer.append(pk)
-            recoverable = message.envelope is not None
-            rows.append(
-                {
-                    "pk": pk,
-                    "namespace": self._namespace,
-                    "id": message.id,
-                    "task": message.task,
-                    "state": State.PENDING.value,
-                    "epoch": 0,
-                    "lease_until": 0,
-                    "wake": self._lease_ms + message.delay_ms if recoverable else None,
-                    "generation": 1,
-                    "base_generation": 1,
-                    "attempts": 0,
-                    "retries": message.retries,
-                    "replacements": message.replacements,
-                    "sends": 0,
-                    "steps": 0,
-                    "args_hash": message.args_hash,
-                }
-            )
+            rows.append(row_of(pk, self._namespace, message, self._lease_ms))
             if message.envelope is not None:
                 codec, stored = message.envelope
                 data.append({"pk": pk, "kind": int(PayloadKind.ENVELOPE), "codec": codec, "data": stored})
         if rows:
-            wake = now_ms() + sa.bindparam("wake", type_=sa.BigInteger)
-            connection.execute(
-                sa.insert(executions).values(wake_at=wake, created_at=now_ms(), updated_at=now_ms()), rows
-            )
+            connection.execute(sa.insert(executions).values(**wakes()), rows)
         if data:
             connection.execute(sa.insert(payloads), data)
         return answer
 
     def _known(self, connection: Connection, messages: Sequence[Published]) -> dict[str, Any]:
-        columns = (_x.id, _x.pk, _x.task, _x.state, _x.args_hash, _x.created_at, _x.pruned_at)
-        query = sa.select(*columns).where(_x.namespace == self._namespace, _x.id.in_([m.id for m in messages]))
-        return {row.id: row for row in connection.execute(query)}
+        return known_ids(connection, self._namespace, messages)
 
     @staticmethod
     def _recorded(connection: Connection, ours: Collection[int], message: Published, before: Any) -> int | None:
@@ -255,19 +199,7 @@ class RecoveryStore:
             return int(before.pk)
         if before.args_hash is not None and bytes(before.args_hash) == message.args_hash:
             return None
-        envelope = get_payload(connection, before.pk, PayloadKind.ENVELOPE)
-        raise IdTaken(
-            message,
-            Existing(
-                pk=before.pk,
-                task=before.task,
-                state=State(before.state),
-                args_hash=None if before.args_hash is None else bytes(before.args_hash),
-                created_at=before.created_at,
-                pruned=before.pruned_at is not None,
-                envelope=envelope,
-            ),
-        )
+        raise IdTaken(message, existing(connection, before))
 
     def adopt(self, pk: int, args_hash: bytes) -> None:
         """From now on the execution is known by this call, which has turned out to be its own."""
