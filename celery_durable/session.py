@@ -47,7 +47,7 @@ from .errors import (
 )
 from .faults import reached
 from .interruption import is_hard_limit, is_interruption
-from .outcome import pack_value, restore
+from .outcome import pack_value, pruned, restore
 from .plain import PlainContext, run_plainly
 from .postpone import postpone
 from .publish import Stash, stashing
@@ -124,12 +124,16 @@ class Session:
         message = envelopes.from_request(self.task, self.request)
         return envelopes.pack(message, self.runtime.envelope_codec)
 
-    def _refuse(self, answer: Refused, name: str) -> Ignore:
+    def _refuse(self, answer: Refused, name: str) -> Exception:
         if answer.why is Refusal.QUARANTINED:
             self.ending.show(answer.state.value.upper(), {"reason": answer.reason})
             self.ending.tell_parked(answer.state, answer.reason)
+        elif answer.why is Refusal.PRUNED and self.eager:
+            return pruned(name, answer.state)
         else:
-            logger.info("a message of %s is dropped: %s (state %s)", name, _WHY[answer.why], answer.state)
+            logger.info(
+                "a message of %s is dropped: %s (state %s)", name, _WHY.get(answer.why, "it has ended"), answer.state
+            )
         return Ignore()
 
     def _return_again(self, answer: Closed, name: str) -> Any:
@@ -391,7 +395,6 @@ _WHY = {
     Refusal.LIVE: "another owner runs it",
     Refusal.STALE: "it belongs to an earlier attempt",
     Refusal.PARKED: "it waits for an operator",
-    Refusal.DONE: "it has ended",
 }
 
 

@@ -28,15 +28,16 @@ _PAGE: Final = 500
 )
 @click.option("--task", help="Only executions of the task of this name.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many.")
+@click.option("--pruned", is_flag=True, help="Only those that retention has pruned: what is left of them is their row.")
 @json_option
 @click.pass_context
-def list_(ctx: click.Context, states: Sequence[str], task: str | None, limit: int, as_json: bool) -> None:
+def list_(ctx: click.Context, states: Sequence[str], task: str | None, limit: int, pruned: bool, as_json: bool) -> None:
     """List executions, the latest first.
 
     --json: one object per line.
     """
     desk = open_desk(ctx)
-    found = _find(desk, [State(s) for s in states], task, min(limit + 1, _PAGE))
+    found = _find(desk, [State(s) for s in states], task, pruned, min(limit + 1, _PAGE))
     if as_json:
         for row in islice(found, limit):
             write_json(summary(row))
@@ -44,7 +45,8 @@ def list_(ctx: click.Context, states: Sequence[str], task: str | None, limit: in
     rows = list(islice(found, limit + 1))
     if not rows:
         which = " that match" if states or task else ""
-        say(f"No executions{which} in namespace {desk.namespace!r}.")
+        what = "pruned executions" if pruned else "executions"
+        say(f"No {what}{which} in namespace {desk.namespace!r}.")
         return
     rows, more = rows[:limit], len(rows) > limit
     console = console_of(ctx)
@@ -61,11 +63,11 @@ def list_(ctx: click.Context, states: Sequence[str], task: str | None, limit: in
         say(f"There are more than these {limit}: --limit {limit * 10}")
 
 
-def _find(desk: Desk, states: Sequence[State], task: str | None, page_size: int) -> Iterator[Execution]:
+def _find(desk: Desk, states: Sequence[State], task: str | None, pruned: bool, page_size: int) -> Iterator[Execution]:
     """Page by page, so that many executions need no memory."""
     last: int | None = None
     while True:
-        page = desk.operations.find(states=states, task=task, limit=page_size, before_pk=last)
+        page = desk.operations.find(states=states, task=task, limit=page_size, before_pk=last, pruned=pruned)
         yield from page
         if len(page) < page_size:
             return
@@ -85,4 +87,5 @@ def summary(row: Execution) -> dict[str, Any]:
         "created_at": iso(row.created_at),
         "updated_at": iso(row.updated_at),
         "wake_at": iso(row.wake_at),
+        "pruned_at": iso(row.pruned_at),
     }

@@ -65,6 +65,8 @@ def _facts(portrait: Portrait) -> Iterator[tuple[str, str]]:
         yield "goes on", moment(row.wake_at)
     yield "created", moment(row.created_at)
     yield "updated", moment(row.updated_at)
+    if row.pruned_at is not None:
+        yield "pruned", f"{moment(row.pruned_at)}: its journal, arguments and result were removed"
     yield "take-overs", str(row.attempts)
     yield "retries", str(row.retries)
     if portrait.outcome is not None:

@@ -8,5 +8,6 @@ from .operations import Operations
 from .outbox import OutboxStore
 from .ownership import Ownership
 from .recovery import RecoveryStore
+from .retention import RetentionStore
 
-__all__ = ["Database", "Journal", "Operations", "OutboxStore", "Ownership", "RecoveryStore"]
+__all__ = ["Database", "Journal", "Operations", "OutboxStore", "Ownership", "RecoveryStore", "RetentionStore"]

@@ -156,6 +156,8 @@ class Ownership:
         if row.task != request.task and (state in FINAL_STATES or state is State.PENDING):
             # Somebody chose one id for two tasks.
             return self._begin_anew(connection, row, request)
+        if state in FINAL_STATES and row.pruned_at is not None:
+            return Refused(Refusal.PRUNED, state)
         if state in FINAL_STATES:
             # An eager caller waits for the value itself; nobody was told it before.
             told = row.wake_at is None and request.recoverable
@@ -199,6 +201,9 @@ class Ownership:
             "sends": 0,
             "steps": 0,
         }
+        if row.pruned_at is not None:
+            # A tombstone of what went before is no longer true of what begins now.
+            values["pruned_at"] = None
         connection.execute(grant(*values), bound({"pk": row.pk, **values}) | self._lease(request))
         if request.recoverable:
             put_payload(connection, row.pk, PayloadKind.ENVELOPE, request.envelope())

@@ -24,6 +24,7 @@ __all__ = [
     "Fence",
     "GuardHolder",
     "Journaled",
+    "Looked",
     "OpenRequest",
     "Opened",
     "PayloadKind",
@@ -241,6 +242,8 @@ class Refusal(enum.Enum):
     QUARANTINED = "quarantined"
     #: It ended, and Celery was told.
     DONE = "done"
+    #: It ended so long ago that only its row is left.
+    PRUNED = "pruned"
 
 
 @dataclass(frozen=True)
@@ -285,6 +288,26 @@ class Execution:
     steps: int
     created_at: int
     updated_at: int
+    #: When journal and payloads were removed.
+    pruned_at: int | None = None
+
+
+class Looked(NamedTuple):
+    """What retention has to know of an execution; times in milliseconds, by the database's clock."""
+
+    pk: int
+    #: False: another application's.
+    ours: bool
+    state: State
+    epoch: int
+    generation: int
+    steps: int
+    #: It has ended, and nobody is to be told any more.
+    settled: bool
+    #: Since the latest change.
+    idle: int
+    #: Since it was pruned; None: it was not.
+    pruned: int | None
 
 
 class Doubt(NamedTuple):

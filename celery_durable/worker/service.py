@@ -19,13 +19,16 @@ from .. import envelope as envelopes
 from ..errors import DurableError
 from ..faults import reached
 from ..publish import broker_errors
+from ..retention import Rules
 from ..runtime import Runtime
 from ..signals import park
-from ..store import Database, OutboxStore, RecoveryStore
+from ..store import Database, OutboxStore, RecoveryStore, RetentionStore
 from ..store.outbox import Due as Unsent
 from ..store.records import Due, State
+from ..threads import native_thread
 from .control import peer_is_us
 from .handlers import handle
+from .upkeep import Upkeep
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -41,6 +44,8 @@ _FIRST_PAUSE: Final = 0.25
 _LONGEST_PAUSE: Final = 5.0
 #: How often a service in a thread looks whether it is to stop, in seconds.
 _GLANCE: Final = 0.05
+#: How often retention looks whether there is anything to do, in rounds of recovery.
+_UPKEEP_EVERY: Final = 10
 
 
 class Service:
@@ -77,11 +82,30 @@ class Service:
             max_attempts=self.settings.max_attempts,
         )
         self.outbox = OutboxStore(database, namespace=self.settings.namespace, lease_ms=self.settings.lease_ms)
+        #: None where nothing is pruned by itself.
+        self._upkeep = self._new_upkeep()
         self._connection: Any = None
         self._producer: Any = None
         #: When the present claim was first tried (``time.monotonic()``); None where the last one was answered.
         self._trying_since: float | None = None
         self._sparing_until = 0.0
+
+    def _new_upkeep(self) -> Upkeep | None:
+        rules, settings, database = Rules.of(self.settings), self.settings, self.runtime.database
+        if not rules.active:
+            return None
+        rest: Callable[[], None] = lambda: None  # noqa: E731
+        if not database.in_memory:
+            # One connection for all the small transactions of a turn, and none between the turns.
+            database = Database(settings.database_url, timeout=settings.ack_timeout)
+            rest = database.dispose
+        return Upkeep(
+            RetentionStore(database, namespace=settings.namespace),
+            rules,
+            self.runtime.new_owner(),
+            rhythm=_UPKEEP_EVERY * settings.recovery_interval,
+            rest=rest,
+        )
 
     def stop(self) -> None:
         """Leave :meth:`run` soon."""
@@ -89,6 +113,9 @@ class Service:
 
     def run(self, sleep: Callable[[float], None] = time.sleep) -> None:
         """Recover until :meth:`stop`."""
+        if self._upkeep is not None:
+            # In a thread of its own: no claim ever waits for it.
+            native_thread(self._upkeep.run, "durable-retention")
         pause = _FIRST_PAUSE
         while not self._stopping and not self._orphaned():
             try:
@@ -102,6 +129,8 @@ class Service:
                 wait = pause
                 pause = min(pause * 2, _LONGEST_PAUSE)
             self._wait(wait, sleep)
+        if self._upkeep is not None:
+            self._upkeep.stop()
         self._disconnect()
         self.ended = True
 

@@ -138,7 +138,7 @@ class Arena:
         settled = FINAL_STATES | PARKED_STATES
 
         def all_settled() -> bool:
-            rows = [row for row in self.operations.find(limit=5000) if row.id in wanted]
+            rows = [row for row in self.operations.find(limit=5000, pruned=None) if row.id in wanted]
             open_ones.clear()
             open_ones.update({r.id: str(r.state) for r in rows if r.state not in settled or r.wake_at is not None})
             return len(rows) == len(wanted) and not open_ones
