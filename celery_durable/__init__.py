@@ -29,8 +29,10 @@ from .errors import (
     SchemaError,
     StepLimitExceeded,
     UnknownExecution,
+    UnknownStep,
     WrongState,
 )
+from .handle import ExecutionHandle, ExecutionStatus, StepInfo, get
 from .logger import get_logger
 from .outbox import enqueue
 from .parallel import Branch, Parallel
@@ -38,7 +40,9 @@ from .publish import outbox_batch
 from .retry import Retry
 from .signals import execution_parked
 from .step import Step, StepDescriptor, StepRecord, step
+from .store.records import State
 from .task import DurableTask
+from .timeline import StepOutcome
 
 __all__ = [
     "DID_NOT_HAPPEN",
@@ -55,7 +59,9 @@ __all__ = [
     "Effect",
     "ErrorPlaceholder",
     "ExecutionCancelled",
+    "ExecutionHandle",
     "ExecutionParked",
+    "ExecutionStatus",
     "FingerprintError",
     "Guard",
     "GuardConflict",
@@ -74,17 +80,22 @@ __all__ = [
     "ResultTimeout",
     "Retry",
     "SchemaError",
+    "State",
     "Step",
     "StepDescriptor",
     "StepHandle",
+    "StepInfo",
     "StepLimitExceeded",
+    "StepOutcome",
     "StepRecord",
     "UnknownExecution",
+    "UnknownStep",
     "Verdict",
     "WrongState",
     "current_step",
     "enqueue",
     "execution_parked",
+    "get",
     "get_logger",
     "guarded",
     "outbox_batch",

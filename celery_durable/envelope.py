@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PK_HEADER",
+    "RERUN_HEADER",
     "WAITS_HEADER",
     "accepted_body",
     "body_of",
+    "build",
     "from_message",
     "from_request",
     "pack",
@@ -37,6 +39,8 @@ __all__ = [
 PK_HEADER: Final = "durable_pk"
 #: Counts how often a message has been postponed because the journal could not be reached.
 WAITS_HEADER: Final = "durable_waits"
+#: On the message of a rerun: the id of the execution that it repeats.
+RERUN_HEADER: Final = "durable_rerun_of"
 
 #: Headers of Celery's message protocol 2.
 _PROTOCOL: Final = (
@@ -94,7 +98,7 @@ def from_request(task: Task[Any, Any], request: Any) -> dict[str, Any]:
     # As they are: a serializer may tell tuples from lists.
     body = (request.args or (), request.kwargs or {}, embed)
     serializer = _serializer_of(known.get("durable_content_type")) or task.serializer
-    return _build(
+    return build(
         headers,
         properties,
         body,
@@ -110,7 +114,7 @@ def from_message(message: Any, options: Mapping[str, Any], app: Celery) -> dict[
     merged = {**message.properties, **options}
     properties = {name: merged[name] for name in _PROPERTIES if merged.get(name) is not None}
     exchange, queue = options.get("exchange"), options.get("queue")
-    envelope = _build(
+    envelope = build(
         headers,
         properties,
         message.body,
@@ -123,14 +127,15 @@ def from_message(message: Any, options: Mapping[str, Any], app: Celery) -> dict[
     return envelope
 
 
-def _build(
+def build(
     headers: dict[str, Any],
     properties: dict[str, Any],
     body: Any,
     serializer: str | None,
     compression: str | None,
-    route: dict[str, str],
+    route: Mapping[str, str],
 ) -> dict[str, Any]:
+    """An envelope of these parts."""
     content_type, encoding, data = serialization.dumps(body, serializer=serializer)
     return {
         "headers": {k: _plain(v) for k, v in headers.items() if k not in _FOREIGN},
@@ -140,7 +145,7 @@ def _build(
         "content_encoding": encoding,
         "serializer": serializer,
         "compression": compression,
-        "route": route,
+        "route": dict(route),
     }
 
 

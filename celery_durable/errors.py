@@ -38,6 +38,7 @@ __all__ = [
     "SchemaError",
     "StepLimitExceeded",
     "UnknownExecution",
+    "UnknownStep",
     "WrongState",
 ]
 
@@ -122,6 +123,15 @@ class ResultTimeout(DurableError, TimeoutError):
     """
 
     code = "CD008"
+
+
+class UnknownStep(DurableError, Exception):
+    """The journal has no such step, or several of its name.
+
+    Attributes: ``execution_id``.
+    """
+
+    code = "CD009"
 
 
 class ReplayDivergence(DurableError):

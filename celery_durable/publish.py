@@ -31,7 +31,16 @@ if TYPE_CHECKING:
 
     from .session import Session
 
-__all__ = ["Stash", "broker_errors", "is_durable", "outbox_batch", "publish_stashed", "stashing", "wrap_sender"]
+__all__ = [
+    "Stash",
+    "broker_errors",
+    "is_durable",
+    "outbox_batch",
+    "publish_stashed",
+    "publish_stored",
+    "stashing",
+    "wrap_sender",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -183,14 +192,29 @@ def _send_recorded(app: Celery, stash: Stash, pk: int, original: Callable[..., A
     except Exception as error:
         if not isinstance(error, broker_errors(app)):
             raise
-        logger.warning(
-            "the broker did not take %s[%s] (%s: %s); it is recorded and will be sent by recovery",
-            stash.name,
-            stash.message.headers["id"],
-            type(error).__name__,
-            error,
-        )
+        _say_recorded(stash.name, stash.message.headers["id"], error)
         return None
+
+
+def publish_stored(app: Celery, envelope: dict[str, Any], pk: int) -> None:
+    """Send a stored message whose row is committed: if the broker fails now, recovery sends it later."""
+    try:
+        with app.producer_or_acquire() as producer:
+            envelopes.resend(app, envelope, pk, producer=producer)
+    except Exception as error:
+        if not isinstance(error, broker_errors(app)):
+            raise
+        _say_recorded(envelope["headers"]["task"], envelope["headers"]["id"], error)
+
+
+def _say_recorded(name: str, execution_id: str, error: Exception) -> None:
+    logger.warning(
+        "the broker did not take %s[%s] (%s: %s); it is recorded and will be sent by recovery",
+        name,
+        execution_id,
+        type(error).__name__,
+        error,
+    )
 
 
 def broker_errors(app: Celery) -> tuple[type[BaseException], ...]:

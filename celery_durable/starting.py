@@ -7,7 +7,7 @@ callers that come at the same time; a hash of the task and its arguments tells t
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from celery.utils.saferepr import saferepr
@@ -22,6 +22,7 @@ from .store.outbox import IdTaken, Published
 
 if TYPE_CHECKING:
     from celery import Celery, Task
+    from sqlalchemy.engine import Connection
 
     from .store.outbox import Existing
 
@@ -105,17 +106,25 @@ def hash_of(name: str, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | N
     return call_hash(name, received, named)
 
 
-def record(app: Celery, runtime: Runtime, messages: Sequence[Published], now: str | None = None) -> list[int | None]:
+def record(
+    app: Celery,
+    runtime: Runtime,
+    messages: Sequence[Published],
+    *,
+    now: str | None = None,
+    then: Callable[[Connection, Sequence[int]], None] | None = None,
+) -> list[int | None]:
     """Record messages in one transaction.
 
-    :param now: how the arguments are shown of messages without an envelope.
+    :param now: how a conflict shows the arguments of the messages; default: as these do.
+    :param then: what belongs to them; see :meth:`~.store.recovery.RecoveryStore.publish`.
     :returns: the primary key of each; None for one that is not to be sent, for it is there already.
     :raises DurableIdConflict: where a chosen id belongs to another call; then nothing was recorded.
     :raises JournalUnavailable: when they could not be recorded; then none was accepted.
     """
     while True:
         try:
-            return runtime.recovery.publish(messages)
+            return runtime.recovery.publish(messages, then)
         except IdTaken as taken:
             _settle(app, runtime, taken, now)
 
@@ -126,7 +135,7 @@ def record_eager(task: Task[Any, Any], durable_id: str, args: Any, kwargs: Any, 
     chosen = hash_of(task.name, args, kwargs, serializer or app.conf.task_serializer)
     message = Published(durable_id, task.name, 0, None, args_hash=chosen)
     reached("start.before_record", durable_id)
-    record(app, Runtime.of(app), [message], f"{saferepr(args or ())} {saferepr(kwargs or {})}")
+    record(app, Runtime.of(app), [message], now=f"{saferepr(args or ())} {saferepr(kwargs or {})}")
     reached("start.after_record", durable_id)
 
 
@@ -150,7 +159,7 @@ def difference(app: Celery, runtime: Runtime, taken: IdTaken, now: str | None = 
     :param now: how the arguments are shown of a message without an envelope.
     """
     message, existing = taken.message, taken.existing
-    asked = now if message.envelope is None and now is not None else _shown(runtime, message.envelope)
+    asked = _shown(runtime, message.envelope) if now is None else now
     if isinstance(existing, Published):
         return _conflict(message, asked, existing.task, "in the same batch", _shown(runtime, existing.envelope))
     if existing.args_hash is None and _hash_of_stored(app, runtime, existing) == message.args_hash:
@@ -191,4 +200,6 @@ def _shown(runtime: Runtime, envelope: Any) -> str:
         return "(its arguments are not stored)"
     headers = envelopes.unpack(envelope, runtime.envelope_codec)["headers"]
     text = f"{headers.get('argsrepr') or '()'} {headers.get('kwargsrepr') or '{}'}"
+    if envelopes.RERUN_HEADER in headers:
+        text = f"{text}, as a rerun of {headers[envelopes.RERUN_HEADER]}"
     return text if len(text) <= _LONGEST_PREVIEW else f"{text[: _LONGEST_PREVIEW - 3]}..."

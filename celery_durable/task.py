@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from celery import Celery
-    from celery.canvas import Signature
     from celery.result import AsyncResult, EagerResult
 
     from .context import DurableContext
@@ -118,12 +117,20 @@ class DurableTask(Task):  # type: ignore[type-arg]
         result: EagerResult[Any] = super().apply(args, kwargs, link, link_error, task_id, *more, **options)  # type: ignore[arg-type]
         return result
 
-    def signature(self, args: Sequence[Any] | None = None, *more: Any, **options: Any) -> Signature[Any]:
+    def signature(self, args: Sequence[Any] | None = None, *more: Any, **options: Any) -> DurableSignature:
         """As Celery's; takes a ``durable_id`` too, and so does its ``set()``."""
         options.setdefault("app", self.app)
         return DurableSignature(self, args, *more, **options).named()  # type: ignore[arg-type]
 
     subtask = signature
+
+    def s(self, *args: Any, **kwargs: Any) -> DurableSignature:
+        """As Celery's: ``signature(args, kwargs)``."""
+        return self.signature(args, kwargs)
+
+    def si(self, *args: Any, **kwargs: Any) -> DurableSignature:
+        """As Celery's: a signature that takes no results of others."""
+        return self.signature(args, kwargs, immutable=True)
 
     # -- running it -----------------------------------------------------------------------------------------
 

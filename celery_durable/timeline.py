@@ -65,6 +65,8 @@ _KINDS: Final = {
     EntryKind.LOST: "result lost",
     EntryKind.RUN_AGAIN: "to be run",
 }
+#: The last entries of steps that a replay does not do any more.
+_FINISHED: Final = frozenset({"result", "error", "skipped", "result lost"})
 #: The message of an exception, behind its class.
 _RAISED: Final = re.compile(r"(?<=it raised )(\w+): .*", re.DOTALL)
 #: A generation that is not the present one can only be looked at.
@@ -110,6 +112,11 @@ class Step:
         if self.outcome is not StepOutcome.CONFLICT or "key" not in self.events[-1].details:
             return None
         return self.events[-1].details["generation"], self.events[-1].details["key"]
+
+    @property
+    def finished(self) -> bool:
+        """True where a replay does not do it any more."""
+        return self.events[-1].kind in _FINISHED
 
     @property
     def plain(self) -> bool:

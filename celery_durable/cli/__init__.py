@@ -15,6 +15,7 @@ from click_didyoumean import DYMGroup  # type: ignore[import-untyped]
 from .cancelling import cancel
 from .listing import list_
 from .pruning import prune
+from .rerunning import rerun
 from .schema import downgrade, upgrade
 from .service import service
 from .settling import resolve, resume
@@ -33,5 +34,5 @@ def durable(ctx: click.Context, **preload: Any) -> None:
     """
 
 
-for command in (upgrade, downgrade, list_, show, resolve, resume, cancel, prune, service):
+for command in (upgrade, downgrade, list_, show, resolve, resume, cancel, rerun, prune, service):
     durable.add_command(command)

@@ -143,9 +143,12 @@ class RecoveryStore:
             lambda c: c.execute(sa.update(executions).where(mine).values(lease_until=0, wake_at=now_ms())).rowcount
         )
 
-    def publish(self, messages: Sequence[Published]) -> list[int | None]:
+    def publish(
+        self, messages: Sequence[Published], then: Callable[[Connection, Sequence[int]], None] | None = None
+    ) -> list[int | None]:
         """Record messages before they are published, in one transaction.
 
+        :param then: what belongs to them, written in the same transaction; gets the keys of the new rows.
         :returns: the primary key of each; of the existing row where the id is known already. None where the caller
             chose the id and this very call is recorded already: it is not to be sent.
         :raises IdTaken: where a chosen id is that of another call; then nothing was recorded.
@@ -155,21 +158,28 @@ class RecoveryStore:
         chosen = any(message.args_hash is not None for message in messages)
         if not chosen:
             with contextlib.suppress(IntegrityError):
-                return self._database.write(lambda c: self._publish(c, keys, messages, look=False))
+                return self._database.write(lambda c: self._publish(c, keys, messages, then, look=False))
         for _ in range(_TRIES):
             # What fails here raced with somebody else's insert.
             with contextlib.suppress(IntegrityError):
-                return self._database.write(lambda c: self._publish(c, keys, messages, look=True))
-        return self._database.write(lambda c: self._publish(c, keys, messages, look=True))
+                return self._database.write(lambda c: self._publish(c, keys, messages, then, look=True))
+        return self._database.write(lambda c: self._publish(c, keys, messages, then, look=True))
 
     def _publish(
-        self, connection: Connection, keys: Sequence[int], messages: Sequence[Published], *, look: bool
+        self,
+        connection: Connection,
+        keys: Sequence[int],
+        messages: Sequence[Published],
+        then: Callable[[Connection, Sequence[int]], None] | None,
+        *,
+        look: bool,
     ) -> list[int | None]:
         known = self._known(connection, messages) if look else {}
         fresh: dict[str, tuple[int, Published]] = {}
         ours = set(keys)
         answer: list[int | None] = []
-        rows, data = [], []
+        rows: list[dict[str, Any]] = []
+        data: list[dict[str, Any]] = []
         for pk, message in zip(keys, messages, strict=True):
             if message.id in fresh:
                 answer.append(_twice(*fresh[message.id], message))
@@ -187,6 +197,8 @@ class RecoveryStore:
             connection.execute(sa.insert(executions).values(**wakes()), rows)
         if data:
             connection.execute(sa.insert(payloads), data)
+        if rows and then is not None:
+            then(connection, [row["pk"] for row in rows])
         return answer
 
     def _known(self, connection: Connection, messages: Sequence[Published]) -> dict[str, Any]:
