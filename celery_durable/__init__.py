@@ -23,6 +23,9 @@ from .errors import (
     NestedStep,
     PayloadError,
     PayloadTooLarge,
+    PromiseRejected,
+    PromiseSettled,
+    PromiseTimeout,
     ReplayDivergence,
     ResultLost,
     ResultTimeout,
@@ -31,12 +34,15 @@ from .errors import (
     UnknownExecution,
     UnknownStep,
     WrongState,
+    WrongToken,
 )
 from .handle import ExecutionHandle, ExecutionStatus, StepInfo, get
 from .logger import get_logger
 from .outbox import enqueue
 from .parallel import Branch, Parallel
+from .promise import Promise, Selected, Timer
 from .publish import outbox_batch
+from .resolving import heartbeat, reject, resolve
 from .retry import Retry
 from .signals import execution_parked
 from .step import Step, StepDescriptor, StepRecord, step
@@ -75,11 +81,16 @@ __all__ = [
     "Parallel",
     "PayloadError",
     "PayloadTooLarge",
+    "Promise",
+    "PromiseRejected",
+    "PromiseSettled",
+    "PromiseTimeout",
     "ReplayDivergence",
     "ResultLost",
     "ResultTimeout",
     "Retry",
     "SchemaError",
+    "Selected",
     "State",
     "Step",
     "StepDescriptor",
@@ -88,16 +99,21 @@ __all__ = [
     "StepLimitExceeded",
     "StepOutcome",
     "StepRecord",
+    "Timer",
     "UnknownExecution",
     "UnknownStep",
     "Verdict",
     "WrongState",
+    "WrongToken",
     "current_step",
     "enqueue",
     "execution_parked",
     "get",
     "get_logger",
     "guarded",
+    "heartbeat",
     "outbox_batch",
+    "reject",
+    "resolve",
     "step",
 ]

@@ -226,12 +226,14 @@ def resend(
     producer: Any,
     eta: dt.datetime | None = None,
     started: bool = True,
+    **how: Any,
 ) -> None:
     """Publish a stored message again.
 
     :param pk: the primary key of its execution, where there is a row.
     :param eta: when it is to run, aware; None: at once.
     :param started: the execution has run before, so that the message does not expire any more.
+    :param how: options of publishing, such as ``retry_policy``.
     :raises kombu.exceptions.OperationalError: when the broker cannot be reached.
     """
     headers = {**envelope["headers"], "eta": eta.isoformat() if eta is not None else None}
@@ -258,4 +260,4 @@ def resend(
     route = dict(envelope["route"]) or dict(app.amqp.router.route({}, headers["task"], (), {}))
     sender = app.amqp.send_task_message
     sender = getattr(sender, "past_outbox", sender)
-    sender(producer, headers["task"], task_message(headers, properties, body, None), **route, **options)
+    sender(producer, headers["task"], task_message(headers, properties, body, None), **route, **options, **how)

@@ -32,6 +32,9 @@ __all__ = [
     "NestedStep",
     "PayloadError",
     "PayloadTooLarge",
+    "PromiseRejected",
+    "PromiseSettled",
+    "PromiseTimeout",
     "ReplayDivergence",
     "ResultLost",
     "ResultTimeout",
@@ -40,6 +43,7 @@ __all__ = [
     "UnknownExecution",
     "UnknownStep",
     "WrongState",
+    "WrongToken",
 ]
 
 
@@ -248,3 +252,37 @@ class LeaseLost(DurableError):
     """
 
     code = "CD502"
+
+
+class PromiseRejected(DurableError, Exception):
+    """Whoever was to keep a promise has rejected it.
+
+    Attributes: ``promise`` (its name), ``promise_id``, ``reason`` (a text), and ``error``: the exception that it was
+    rejected with, which is also the ``__cause__``, or None.
+    """
+
+    code = "CD601"
+
+
+class PromiseTimeout(DurableError, Exception):
+    """A promise was not kept in time: its ``timeout`` ran out, or its ``heartbeat`` stayed away.
+
+    Attributes: ``promise`` (its name), ``promise_id``.
+    """
+
+    code = "CD602"
+
+
+class PromiseSettled(DurableError, Exception):
+    """A promise can be settled once, and this one is settled otherwise already.
+
+    Attributes: ``promise_id``, ``state`` (``resolved``, ``rejected`` or ``expired``).
+    """
+
+    code = "CD603"
+
+
+class WrongToken(DurableError, Exception):
+    """There is no promise of this id and token."""
+
+    code = "CD604"

@@ -24,14 +24,27 @@ from celery_durable.codec.canonical import NoCanonicalForm, canonical, form_of, 
 from celery_durable.codec.refusal import path_text
 from celery_durable.errors import FingerprintError
 
-__all__ = ["call_hash", "canonical", "fingerprint", "fingerprint_of", "global_key", "idempotency_key", "short"]
+__all__ = [
+    "call_hash",
+    "canonical",
+    "fingerprint",
+    "fingerprint_of",
+    "global_key",
+    "idempotency_key",
+    "promise_id",
+    "short",
+    "wait_print",
+]
 
 #: Domains of the two forms of a fingerprint: over arguments, and over the result of a ``fingerprint=``.
 _OVER_ARGUMENTS: Final = b"1a"
 _OVER_VALUE: Final = b"1v"
+#: Domain of what stands for a wait.
+_OVER_WAIT: Final = b"1w"
 _IDEMPOTENCY: Final = blake3(derive_key_context="celery_durable v1 idempotency key")
 _GLOBAL: Final = blake3(derive_key_context="celery_durable v1 global key")
 _CALL: Final = blake3(derive_key_context="celery_durable v1 call")
+_PROMISE: Final = blake3(derive_key_context="celery_durable v1 promise id")
 
 
 def fingerprint(name: str, effect_tag: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
@@ -127,6 +140,27 @@ def _call_form(task: str, label: str, value: Any) -> bytes:
             task=task,
             argument=label,
         ) from error
+
+
+def wait_print(kind: str, *words: str) -> bytes:
+    """The 32 bytes that identify a wait: what is waited for. How long is not part of it.
+
+    :param kind: ``sleep``, ``promise``, ``wait``, ...
+    :param words: such as the names of the promises.
+    """
+    return blake3(_OVER_WAIT + b"".join(map(lengthy, (kind, *words)))).digest()
+
+
+def promise_id(namespace: str, execution_id: str, lane: str, name: str, occurrence: int) -> str:
+    """The 32 hex digits that name a promise in the world. Generation and position are not in it, so that a promise
+    which was given away outlives a divergence.
+
+    :param namespace: setting ``durable_namespace``.
+    :param lane: names a parallel branch; empty in the body itself.
+    :param occurrence: how many earlier promises of the lane had this name, from 0.
+    """
+    words = b"".join(map(lengthy, (namespace, execution_id, lane, name)))
+    return _PROMISE.copy().update(words + b"%d," % occurrence).hexdigest(16)
 
 
 def short(fp: bytes) -> str:

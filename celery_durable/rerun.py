@@ -145,6 +145,7 @@ def _position(source: Execution, found: Timeline, from_step: int | str) -> int:
             raise _in_branch(source, from_step)
         from_step = int(from_step)
     places = [s.position for s in found.steps] + [s.position for s in found.scopes]
+    places += [w.position for w in found.waits]
     end = max((_root(place) + 1 for place in places), default=0)
     if not 0 <= from_step <= end:
         raise _unknown(source, found, f"there is no position {from_step}; the journal ends at {end}")

@@ -41,6 +41,8 @@ from .errors import (
     JournalUnavailable,
     LeaseLost,
     PayloadError,
+    PromiseRejected,
+    PromiseTimeout,
     ReplayDivergence,
     ResultLost,
     SchemaError,
@@ -183,7 +185,8 @@ class Session:
         """The body asks for a retry.
 
         :param error: because of this.
-        :raises AmbiguousEffect, ResultLost: the error itself, where it is journaled: every try would end with it.
+        :raises AmbiguousEffect, ResultLost, PromiseRejected, PromiseTimeout: the error itself, where it is journaled:
+            every try would end with it.
         :raises Park: a guarded effect is in doubt; trying again could repeat it.
         :raises JournalUnavailable: the journal cannot be reached; the message comes back without counting as a retry.
         """
@@ -194,7 +197,7 @@ class Session:
         doubts = run.doubts()
         if doubts:
             raise Park("\n".join(item.doubt or "" for item in doubts))
-        if isinstance(error, (AmbiguousEffect, ResultLost)):
+        if isinstance(error, (AmbiguousEffect, ResultLost, PromiseRejected, PromiseTimeout)):
             raise error
 
     def _degrade(self, error: JournalUnavailable) -> bool:
@@ -242,6 +245,8 @@ class Session:
             namespace=runtime.settings.namespace,
             journal=runtime.journal,
             writer=runtime.writer,
+            promises=runtime.promises,
+            tokens=runtime.tokens,
             codec=runtime.codec,
             limits=runtime.limits,
             inline=self.eager,

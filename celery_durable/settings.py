@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +23,9 @@ PREFIX: Final = "durable_"
 
 #: Transports that lose messages which a killed worker had taken.
 LOSSY_TRANSPORTS: Final = frozenset({"filesystem", "sqlalchemy", "sqla"})
+
+#: Characters of a secret.
+_SHORTEST_SECRET: Final = 16
 
 
 def _positive(value: Any) -> bool:
@@ -48,8 +51,17 @@ def _codes(value: Any) -> tuple[str, ...]:
     return codes
 
 
-def _setting(default: Any, check: Callable[[Any], bool], wants: str) -> Any:
-    return field(default=default, metadata={"check": check, "wants": wants})
+def _secrets(value: Any) -> bool:
+    texts = [value] if isinstance(value, str) else value
+    return value is None or (
+        isinstance(texts, (list, tuple))
+        and len(texts) > 0
+        and all(isinstance(text, str) and len(text) >= _SHORTEST_SECRET for text in texts)
+    )
+
+
+def _setting(default: Any, check: Callable[[Any], bool], wants: str, *, secret: bool = False) -> Any:
+    return field(default=default, metadata={"check": check, "wants": wants, "secret": secret}, repr=not secret)
 
 
 def _read_setting(default: Any, read: Callable[[Any], Any], wants: str) -> Any:
@@ -107,6 +119,13 @@ class Settings:
     key_retention: float | None = _read_setting(None, read_seconds, _DURATION)
     #: Codes of the doctor's findings that are not to be logged, nor to count.
     silence: tuple[str, ...] = _read_setting((), _codes, "a list of codes, such as ['CD901']")
+    #: What the tokens of promises are derived from; several, the newest first, while it is being changed.
+    secret: str | Sequence[str] | None = _setting(
+        None,
+        _secrets,
+        f"a text of at least {_SHORTEST_SECRET} characters, or several in a list, the newest first",
+        secret=True,
+    )
 
     @property
     def lease_ms(self) -> int:
@@ -161,7 +180,8 @@ def _checked(name: str, value: Any) -> Any:
             return value
     except ValueError:
         pass
-    raise ConfigurationError(f"{PREFIX}{name} = {value!r}: it must be {meta['wants']}.")
+    shown = "(not shown)" if meta.get("secret") else repr(value)
+    raise ConfigurationError(f"{PREFIX}{name} = {shown}: it must be {meta['wants']}.")
 
 
 def _given(app: Celery) -> Mapping[str, Any]:

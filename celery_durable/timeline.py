@@ -12,10 +12,10 @@ from typing import Any, Final
 from .checkpoint import expand
 from .codec import Codec
 from .errors import DurableError
-from .replay import Past, fold
+from .replay import Past, fold, is_wait
 from .store.records import EntryKind, Journaled, State, StoredPayload
 
-__all__ = ["Event", "Scope", "Step", "StepOutcome", "Timeline", "place_key", "read"]
+__all__ = ["Event", "Scope", "Step", "StepOutcome", "Timeline", "Waited", "place_key", "read"]
 
 
 class StepOutcome(str, enum.Enum):
@@ -67,6 +67,7 @@ _KINDS: Final = {
 }
 #: The last entries of steps that a replay does not do any more.
 _FINISHED: Final = frozenset({"result", "error", "skipped", "result lost"})
+_WAITS: Final = {EntryKind.TIMER: "timer", EntryKind.PROMISE: "promise", EntryKind.WAIT: "wait"}
 #: The message of an exception, behind its class.
 _RAISED: Final = re.compile(r"(?<=it raised )(\w+): .*", re.DOTALL)
 #: A generation that is not the present one can only be looked at.
@@ -134,11 +135,30 @@ class Scope:
 
 
 @dataclass
+class Waited:
+    """A place at which the body waits, or waited, or made something to wait for."""
+
+    position: str
+    name: str
+    #: ``sleep``, ``timer``, ``promise`` or ``wait``.
+    kind: str
+    #: ``open``, ``done`` or ``failed``; ``made`` for what is waited for elsewhere.
+    outcome: str
+    #: When it began, in ms since the epoch.
+    at: int
+    #: When its time is over, where that was said; likewise.
+    until: int | None = None
+    #: What came of it.
+    payload: StoredPayload | None = None
+
+
+@dataclass
 class Timeline:
     """One generation of a journal."""
 
     steps: list[Step]
     scopes: list[Scope]
+    waits: list[Waited]
     #: Changes of the body that this execution takes (``ctx.patched``).
     patches: list[str]
 
@@ -149,6 +169,7 @@ def read(rows: Sequence[Journaled], codec: Codec, state: State | None) -> Timeli
     :param state: of the execution; None for a generation that is over.
     """
     steps: list[Step] = []
+    waits: list[Waited] = []
     scopes: dict[str, Scope] = {}
     patches = []
     for group in _groups(rows, codec):
@@ -160,6 +181,8 @@ def read(rows: Sequence[Journaled], codec: Codec, state: State | None) -> Timeli
         elif first.kind in (EntryKind.SCOPE, EntryKind.SCOPE_END):
             place = _place(first)
             scopes.setdefault(place, Scope(place)).ended = group[-1].kind == EntryKind.SCOPE_END
+        elif is_wait(group):
+            waits.append(_wait(group, codec))
         else:
             steps.append(_step(group, codec, state))
     for path in {row.scope for row in rows}:
@@ -167,7 +190,8 @@ def read(rows: Sequence[Journaled], codec: Codec, state: State | None) -> Timeli
         if parent in scopes:
             scopes[parent].branches = max(scopes[parent].branches, int(branch) + 1)
     steps.sort(key=lambda s: place_key(s.position))
-    return Timeline(steps, sorted(scopes.values(), key=lambda s: place_key(s.position)), patches)
+    waits.sort(key=lambda w: place_key(w.position))
+    return Timeline(steps, sorted(scopes.values(), key=lambda s: place_key(s.position)), waits, patches)
 
 
 def place_key(place: str) -> tuple[tuple[int, int], ...]:
@@ -184,6 +208,23 @@ def _groups(rows: Sequence[Journaled], codec: Codec) -> Iterator[list[Journaled]
     plain.sort(key=lambda r: (r.scope, r.position, r.entry))
     for _, group in groupby(plain, key=lambda r: (r.scope, r.position)):
         yield list(group)
+
+
+def _wait(rows: list[Journaled], codec: Codec) -> Waited:
+    first, last = rows[0], rows[-1]
+    wait = Waited(_place(first), first.name, _WAITS[EntryKind(first.kind)], "open", first.at)
+    if first.kind == EntryKind.TIMER:
+        wait.kind = first.name
+        said = _decoded(first, codec, None)
+        if isinstance(said, dict):
+            wait.until = said["until"] if "until" in said else first.at + said["delay"]
+    if wait.kind in ("timer", "promise"):
+        wait.outcome = "made"
+    elif last is not first:
+        wait.outcome = "failed" if last.kind == EntryKind.ERROR else "done"
+        if last.codec is not None and last.payload is not None:
+            wait.payload = StoredPayload(last.codec, last.payload)
+    return wait
 
 
 def _step(rows: list[Journaled], codec: Codec, state: State | None) -> Step:

@@ -7,7 +7,17 @@ from .journal import Journal
 from .operations import Operations
 from .outbox import OutboxStore
 from .ownership import Ownership
+from .promises import Promises
 from .recovery import RecoveryStore
 from .retention import RetentionStore
 
-__all__ = ["Database", "Journal", "Operations", "OutboxStore", "Ownership", "RecoveryStore", "RetentionStore"]
+__all__ = [
+    "Database",
+    "Journal",
+    "Operations",
+    "OutboxStore",
+    "Ownership",
+    "Promises",
+    "RecoveryStore",
+    "RetentionStore",
+]

@@ -39,7 +39,7 @@ _x = executions.c
 _j = journal.c
 
 #: Entries whose payload is no value of a step, but says what happened.
-_TELLING = (EntryKind.AUDIT, EntryKind.SCOPE_END, EntryKind.ABORTED, EntryKind.CHECKPOINT)
+_TELLING = (EntryKind.AUDIT, EntryKind.SCOPE_END, EntryKind.ABORTED, EntryKind.CHECKPOINT, EntryKind.TIMER)
 #: The same columns, without the values of steps: those may be large, and secret.
 _WITHOUT_VALUES = (
     *(c for c in COLUMNS if c is not _j.payload),

@@ -183,10 +183,16 @@ promises = Table(
     Column("state", SmallInteger, nullable=False),
     #: The epoch in which the execution was suspended to wait for it; its settlement wakes that suspension only.
     Column("awaited", Integer, nullable=True),
+    #: How many of those that are awaited together with it must be settled before that suspension ends.
+    Column("needed", Integer, nullable=True),
+    #: When that suspension ends at the latest, for a timer of its own; NULL for never.
+    Column("timer_at", BigInteger, nullable=True),
     #: When it expires; NULL for never.
     Column("deadline", BigInteger, nullable=True),
     #: Each sign of life moves the deadline this many milliseconds ahead; NULL where none is expected.
     Column("heartbeat_ms", BigInteger, nullable=True),
+    #: Signs of life move the deadline no further than this; NULL where nothing limits it.
+    Column("expires_at", BigInteger, nullable=True),
     Column("created_at", BigInteger, nullable=False),
     Column("settled_at", BigInteger, nullable=True),
     Column("codec", SmallInteger, nullable=True),

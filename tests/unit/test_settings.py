@@ -56,16 +56,17 @@ def test_nothing_has_to_be_set() -> None:
         tombstone_ttl=604_800.0,
         key_retention=None,
         silence=(),
+        secret=None,
     )
 
 
 def test_everything_can_be_set() -> None:
     wanted = Settings(
         "sqlite://", 20, 0.5, 0, 2.5, 1, 2, 3, "pickle", "n" * 64, "park", "degrade", True,
-        {"failed": 4.0}, 5, {"completed": 6}, None, 7.0, ("CD901",),
+        {"failed": 4.0}, 5, {"completed": 6}, None, 7.0, ("CD901",), ["s" * 16],
     )  # fmt: skip
     given = {PREFIX + name: value for name, value in dataclasses.asdict(wanted).items()}
-    assert len(given) == 19
+    assert len(given) == 20
     assert load(configured(**given)) == wanted
     assert wanted.lease_ms == 20_000
 
@@ -107,6 +108,10 @@ def _bad() -> list[Any]:
         "tombstone_ttl": ([-1, "7d", True, float("nan"), dt.timedelta(days=-1), {"failed": 3}], f"{DURATION}."),
         "key_retention": ([-1, "7d"], f"{DURATION}."),
         "silence": (["CD901", [901], ["CD9"], None], "it must be a list of codes, such as ['CD901']."),
+        "secret": (
+            ["", "fifteen letters", 5, [], ["s" * 16, "short"], [None]],
+            "it must be a text of at least 16 characters, or several in a list, the newest first.",
+        ),
     }
     assert list(table) == NAMES
     return [pytest.param(n, v, wants, id=f"{n}={v!r}"[:40]) for n, (values, wants) in table.items() for v in values]
@@ -114,7 +119,12 @@ def _bad() -> list[Any]:
 
 @pytest.mark.parametrize(("name", "value", "wants"), _bad())
 def test_a_value_of_a_wrong_kind_is_refused_with_the_right_one(name: str, value: Any, wants: str) -> None:
-    assert refused(**{PREFIX + name: value}) == f"durable_{name} = {value!r}: {wants}"
+    shown = "(not shown)" if name == "secret" else repr(value)
+    assert refused(**{PREFIX + name: value}) == f"durable_{name} = {shown}: {wants}"
+
+
+def test_a_secret_is_not_shown_with_the_settings() -> None:
+    assert "hidden" not in repr(load(configured(durable_secret="a hidden secret of mine")))
 
 
 @pytest.mark.parametrize(
