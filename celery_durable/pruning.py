@@ -24,7 +24,7 @@ _ALL: Final = (1 << 63) - 1
 #: Journal entries that one transaction removes, about: at first, at least and at most.
 _FIRST_LOAD, _LEAST_LOAD, _LARGEST_LOAD = 500, 10, 4000
 #: How long a transaction should take, in seconds: then the next one is made larger, or smaller.
-_QUICK, _SLOW = 0.02, 0.1
+_QUICK, _SLOW = 0.04, 0.12
 
 
 class Pruner:

@@ -216,7 +216,7 @@ class RetentionStore:
             reached("prune.before_commit")
             return pks
 
-        done = self._database.write(work)
+        done = self._database.write(work, durable=False)
         reached("prune.after_commit")
         return done
 
@@ -246,7 +246,7 @@ class RetentionStore:
             reached("prune.before_slice")
             return bound is None
 
-        done = self._database.write(work)
+        done = self._database.write(work, durable=False)
         reached("prune.after_slice")
         return done
 
@@ -275,7 +275,7 @@ class RetentionStore:
             reached("forget.before_commit")
             return len(pks)
 
-        done = self._database.write(work)
+        done = self._database.write(work, durable=False)
         reached("forget.after_commit")
         return done
 
