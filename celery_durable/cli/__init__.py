@@ -13,6 +13,7 @@ from celery.bin.base import handle_preload_options
 from click_didyoumean import DYMGroup  # type: ignore[import-untyped]
 
 from .cancelling import cancel
+from .examining import doctor
 from .listing import list_
 from .pruning import prune
 from .rerunning import rerun
@@ -34,5 +35,5 @@ def durable(ctx: click.Context, **preload: Any) -> None:
     """
 
 
-for command in (upgrade, downgrade, list_, show, resolve, resume, cancel, rerun, prune, service):
+for command in (upgrade, downgrade, list_, show, resolve, resume, cancel, rerun, prune, doctor, service):
     durable.add_command(command)
