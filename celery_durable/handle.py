@@ -14,12 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from celery import _state
-
 from . import timeline
 from .cancelling import cancel
 from .effects import Effect
 from .errors import ExecutionCancelled, ExecutionParked, ResultLost, ResultTimeout, WrongState
+from .install import app_of
 from .outcome import restore
 from .rerun import rerun
 from .runtime import Runtime
@@ -49,7 +48,7 @@ def get(execution_id: str, app: Celery[Any] | None = None) -> ExecutionHandle:
         without a ``durable_id`` and without the outbox is not known before a worker has begun it.
     :raises JournalUnavailable: when the database did not answer.
     """
-    handle = ExecutionHandle(execution_id, _state.get_current_app() if app is None else app)
+    handle = ExecutionHandle(execution_id, app_of(app))
     handle._row()
     return handle
 
@@ -74,6 +73,8 @@ class ExecutionStatus:
     updated_at: dt.datetime
     #: When recovery looks at it next: the end of its wait, of its lease. None where it need not.
     wakes_at: dt.datetime | None
+    #: Names of the promises that it waits for.
+    awaits: tuple[str, ...]
     #: Why it was parked, cancelled, or failed from outside. May show arguments and messages of errors.
     reason: str | None
     #: When its journal, message and result were removed.
@@ -199,9 +200,16 @@ class ExecutionHandle:
             created_at=_time(row.created_at),
             updated_at=_time(row.updated_at),
             wakes_at=None if row.wake_at is None else _time(row.wake_at),
+            awaits=self._awaits(row),
             reason=None if stored is None else stored.data.decode(errors="replace"),
             pruned_at=None if row.pruned_at is None else _time(row.pruned_at),
         )
+
+    def _awaits(self, row: Execution) -> tuple[str, ...]:
+        if row.state is not State.SUSPENDED:
+            return ()
+        found = self._runtime.promises.of([row.pk])
+        return tuple(one.name for one in found if one.pending and one.awaited == row.epoch)
 
     def steps(self) -> list[StepInfo]:
         """The steps of the journal's present generation, in the order of the body. Their values are not read yet."""

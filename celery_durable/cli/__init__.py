@@ -15,6 +15,7 @@ from click_didyoumean import DYMGroup  # type: ignore[import-untyped]
 from .cancelling import cancel
 from .examining import doctor
 from .listing import list_
+from .promising import promise
 from .pruning import prune
 from .rerunning import rerun
 from .schema import downgrade, upgrade
@@ -35,5 +36,5 @@ def durable(ctx: click.Context, **preload: Any) -> None:
     """
 
 
-for command in (upgrade, downgrade, list_, show, resolve, resume, cancel, rerun, prune, doctor, service):
+for command in (upgrade, downgrade, list_, show, resolve, resume, cancel, rerun, promise, prune, doctor, service):
     durable.add_command(command)
