@@ -11,7 +11,10 @@ from .errors import (
     ConfigurationError,
     ContextClosed,
     DurableError,
+    DurableIdConflict,
     ErrorPlaceholder,
+    ExecutionCancelled,
+    ExecutionParked,
     FingerprintError,
     GuardConflict,
     JournalCorrupted,
@@ -20,20 +23,32 @@ from .errors import (
     NestedStep,
     PayloadError,
     PayloadTooLarge,
+    PromiseRejected,
+    PromiseSettled,
+    PromiseTimeout,
     ReplayDivergence,
     ResultLost,
+    ResultTimeout,
     SchemaError,
     StepLimitExceeded,
     UnknownExecution,
+    UnknownStep,
     WrongState,
+    WrongToken,
 )
+from .handle import ExecutionHandle, ExecutionStatus, StepInfo, get
 from .logger import get_logger
+from .outbox import enqueue
 from .parallel import Branch, Parallel
+from .promise import Promise, Selected, Timer
 from .publish import outbox_batch
+from .resolving import heartbeat, reject, resolve
 from .retry import Retry
 from .signals import execution_parked
 from .step import Step, StepDescriptor, StepRecord, step
+from .store.records import State
 from .task import DurableTask
+from .timeline import StepOutcome
 
 __all__ = [
     "DID_NOT_HAPPEN",
@@ -45,9 +60,14 @@ __all__ = [
     "ContextClosed",
     "DurableContext",
     "DurableError",
+    "DurableIdConflict",
     "DurableTask",
     "Effect",
     "ErrorPlaceholder",
+    "ExecutionCancelled",
+    "ExecutionHandle",
+    "ExecutionParked",
+    "ExecutionStatus",
     "FingerprintError",
     "Guard",
     "GuardConflict",
@@ -61,22 +81,39 @@ __all__ = [
     "Parallel",
     "PayloadError",
     "PayloadTooLarge",
+    "Promise",
+    "PromiseRejected",
+    "PromiseSettled",
+    "PromiseTimeout",
     "ReplayDivergence",
     "ResultLost",
+    "ResultTimeout",
     "Retry",
     "SchemaError",
+    "Selected",
+    "State",
     "Step",
     "StepDescriptor",
     "StepHandle",
+    "StepInfo",
     "StepLimitExceeded",
+    "StepOutcome",
     "StepRecord",
+    "Timer",
     "UnknownExecution",
+    "UnknownStep",
     "Verdict",
     "WrongState",
+    "WrongToken",
     "current_step",
+    "enqueue",
     "execution_parked",
+    "get",
     "get_logger",
     "guarded",
+    "heartbeat",
     "outbox_batch",
+    "reject",
+    "resolve",
     "step",
 ]

@@ -7,6 +7,7 @@ import datetime as dt
 import inspect
 import random
 import uuid
+import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar, cast, overload
 
@@ -25,6 +26,7 @@ from .run import Run
 from .scope import ScopeState
 from .step import Step, StepDescriptor, StepRecord, check_assumed
 from .store.records import Entry, EntryKind, Journaled
+from .waiting import WaitingContext
 
 __all__ = ["DurableContext"]
 
@@ -35,7 +37,7 @@ R = TypeVar("R")
 _FOLD_AT = 0.9
 
 
-class DurableContext:
+class DurableContext(WaitingContext):
     """The durable side of a running body: ``self.durable`` in a bound task.
 
     Safe to share between threads. It ends with the body: used later, it raises :class:`ContextClosed`.
@@ -45,6 +47,8 @@ class DurableContext:
         self._run = run
         self._closed = False
         self._folded = False
+        self._unawaited = {}
+        self._parkings = weakref.WeakKeyDictionary()
         self._body = self._scope("", "")
         #: A logger that is silent while the body replays.
         self.logger = DurableLogger(logger_name, self)
@@ -173,6 +177,8 @@ class DurableContext:
         recorded: bool = False,
     ) -> Any:
         self._check(descriptor.name)
+        if scope.left is not None:
+            raise scope.left
         run = self._run
         total = run.count_step(descriptor.name)
         # Fixed now, also for coroutines: the order of calls is the order of positions.
@@ -202,11 +208,12 @@ class DurableContext:
         return self._answer(call, drive(run, call, rows), recorded)
 
     async def _call_async(self, scope: ScopeState, call: StepCall, recorded: bool) -> Any:
-        if not scope.cursor.ready(call.position):
-            await asyncio.to_thread(scope.cursor.has, call.position)
-        rows = scope.cursor.take(call.position)
-        self._compare(scope, call, rows)
-        return self._answer(call, await drive_async(self._run, call, rows), recorded)
+        with self._parking().flight():
+            if not scope.cursor.ready(call.position):
+                await asyncio.to_thread(scope.cursor.has, call.position)
+            rows = scope.cursor.take(call.position)
+            self._compare(scope, call, rows)
+            return self._answer(call, await drive_async(self._run, call, rows), recorded)
 
     def _compare(self, scope: ScopeState, call: StepCall, rows: list[Journaled] | None) -> None:
         """Refuse to go on where the journal has something else than this call (G5)."""
@@ -253,11 +260,8 @@ class DurableContext:
 
     def _open_scope(self, scope: ScopeState, name: str) -> tuple[int, list[Journaled] | None]:
         """Take a position for a scope of branches, and journal that one stands there."""
-        self._check(name)
+        scope, position = self._next_place(name)
         run = self._run
-        run.count_step(name)
-        position = scope.take_position()
-        run.settle_errors(scope.path, position)
         rows = scope.cursor.take(position)
         if rows is None:
             run.append(Entry(scope.path, position, 0, EntryKind.SCOPE, None, name))
@@ -314,6 +318,10 @@ class DurableContext:
     # -- the ends of a body ---------------------------------------------------------------------------------
 
     def _enter(self) -> Active:
+        try:
+            self._outer_loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._outer_loop = None
         return Active(self, self._body)
 
     def _load_patches(self) -> None:
@@ -329,6 +337,7 @@ class DurableContext:
         """
         run = self._run
         run.check()
+        self._check_awaited()
         run.settle_errors(None)
         self._check_left(self._body, "the body")
         if run.opened.resumed and run.counters.replayed:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["Leave", "Park", "Suspend"]
+import time
+from collections.abc import Iterable
+
+from .store.records import Awaited, Awaiting
+
+__all__ = ["Leave", "Park", "Suspend", "Waiting"]
 
 
 class Leave(BaseException):
@@ -12,12 +17,74 @@ class Leave(BaseException):
 class Suspend(Leave):
     """Nothing is held meanwhile; the message is sent again after ``delay`` seconds."""
 
-    def __init__(self, delay: float) -> None:
+    def __init__(self, delay: float | None) -> None:
         super().__init__(
             "the durable body is suspended here. This is not an error and must reach the task: do not catch "
-            "BaseException around durable steps."
+            "BaseException around durable steps and waits."
         )
-        self.delay = delay
+        self._due = None if delay is None else time.monotonic() + delay
+
+    @property
+    def delay(self) -> float | None:
+        """Seconds from now; None where the passing of time does not end it."""
+        return None if self._due is None else max(self._due - time.monotonic(), 0.0)
+
+
+class Waiting(Suspend):
+    """The body waits, in one place or in several branches at once, and goes on when any of it has come.
+
+    :param timer: seconds from now until a timer is due; None for never.
+    :param deadline: the same for the deadline of a promise.
+    :param awaited: promises whose settlement ends it.
+    :param names: of what is waited for.
+    """
+
+    def __init__(
+        self,
+        *,
+        timer: float | None = None,
+        deadline: float | None = None,
+        awaited: Iterable[Awaited] = (),
+        names: Iterable[str] = (),
+    ) -> None:
+        super().__init__(_earliest(timer, deadline))
+        self._timer = None if timer is None else time.monotonic() + timer
+        #: Without repetitions, in order.
+        self._awaited = dict.fromkeys(awaited)
+        self._names = dict.fromkeys(names)
+
+    @property
+    def names(self) -> list[str]:
+        """What is waited for."""
+        return list(self._names)
+
+    @property
+    def awaiting(self) -> Awaiting | None:
+        """The promises whose settlement ends it; None where only time does."""
+        if not self._awaited:
+            return None
+        timer = None if self._timer is None else max(int((self._timer - time.monotonic()) * 1000), 0)
+        return Awaiting(tuple(self._awaited), timer)
+
+    def join(self, other: Waiting) -> Waiting:
+        """Wait for what ``other`` waits for too."""
+        self._due = _earliest(self._due, other._due)
+        self._timer = _earliest(self._timer, other._timer)
+        self._awaited |= other._awaited
+        self._names |= other._names
+        return self
+
+    @classmethod
+    def together(cls, several: Iterable[Waiting]) -> Waiting:
+        """One for all."""
+        joined = cls()
+        for one in several:
+            joined.join(one)
+        return joined
+
+
+def _earliest(*times: float | None) -> float | None:
+    return min((t for t in times if t is not None), default=None)
 
 
 class Park(Leave):

@@ -6,14 +6,18 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .effects import Effect
 from .errors import ReplayDivergence
 from .identity import short
-from .replay import effect_of
-from .store.records import Journaled
+from .replay import effect_of, is_scope
+from .store.records import EntryKind, Journaled
 
-__all__ = ["check_scope", "check_step", "leftover", "source_line", "unexpected"]
+if TYPE_CHECKING:
+    from .scope import ScopeState
+
+__all__ = ["check_scope", "check_step", "check_wait", "leftover", "source_line", "unexpected"]
 
 #: Stable codes, also in the docs.
 NAME = "CD101"
@@ -40,17 +44,25 @@ def source_line() -> str:
     return f"{Path(*Path(frame.f_code.co_filename).parts[-2:])}:{frame.f_lineno}"
 
 
-def describe(name: str, effect: Effect | None, fingerprint: bytes | None) -> str:
+#: How the first entry of what is no step is called.
+_WORDS = {EntryKind.TIMER: "timer", EntryKind.PROMISE: "promise", EntryKind.WAIT: "wait"}
+
+
+def describe(name: str, effect: Effect | None, fingerprint: bytes | None, kind: int | None = None) -> str:
     """One side of the comparison."""
     if effect is None:
-        return f"{name} (scope)"
+        return f"{name} ({_word(kind)})"
     return f"{name} ({effect.value}), arguments {short(fingerprint) if fingerprint else '-'}"
+
+
+def _word(kind: int | None) -> str:
+    return _WORDS.get(EntryKind(kind), "scope") if kind is not None else "scope"
 
 
 def recorded(rows: Sequence[Journaled]) -> str:
     """The journal's side of the comparison."""
     first = rows[0]
-    return describe(first.name, effect_of(first), first.fingerprint)
+    return describe(first.name, effect_of(first), first.fingerprint, first.kind)
 
 
 def _divergence(
@@ -89,12 +101,37 @@ def check_step(
 def check_scope(rows: Sequence[Journaled], execution_id: str, place: str, name: str) -> ReplayDivergence | None:
     """Compare a requested scope with the entries at its position."""
     first = rows[0]
-    if first.effect is None and first.name == name:
+    if is_scope(rows) and first.name == name:
         return None
-    code, what = (
-        (NAME, "another scope was recorded") if first.effect is None else (KIND, "the kind of operation changed")
-    )
+    code, what = (NAME, "another scope was recorded") if is_scope(rows) else (KIND, "the kind of operation changed")
     return _divergence(code, execution_id, place, what, recorded(rows), describe(name, None, None), source_line())
+
+
+def check_wait(
+    rows: Sequence[Journaled] | None,
+    execution_id: str,
+    scope: ScopeState,
+    position: int,
+    kind: EntryKind,
+    name: str,
+    fingerprint: bytes,
+) -> ReplayDivergence | None:
+    """Compare a requested wait with the entries at its position, if there are any."""
+    place, asked = scope.place(position), describe(name, None, None, kind)
+    if rows is None:
+        if scope.end is None or position < scope.end:
+            return None
+        what = "a wait where the finished branch had none"
+        return _divergence(UNEXPECTED, execution_id, place, what, "the end of the branch", asked, source_line())
+    if rows[0].kind == kind and rows[0].fingerprint == fingerprint:
+        return None
+    if rows[0].kind != kind:
+        code, what = KIND, "the kind of operation changed"
+    elif rows[0].name != name:
+        code, what = NAME, f"another {_WORDS[kind]} was recorded"
+    else:
+        code, what = ARGUMENTS, "what is waited for changed"
+    return _divergence(code, execution_id, place, what, recorded(rows), asked, source_line())
 
 
 def unexpected(execution_id: str, place: str, name: str, effect: Effect, fingerprint: bytes) -> ReplayDivergence:

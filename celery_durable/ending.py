@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from celery.exceptions import Ignore, Reject, Retry, TaskPredicate
 
 from . import envelope as envelopes
-from .control import Park, Suspend
+from .control import Park, Suspend, Waiting
 from .errors import JournalUnavailable, LeaseLost
 from .faults import reached
 from .interruption import is_hard_limit, is_interruption
@@ -63,9 +63,7 @@ class Ending:
         if isinstance(error, JournalUnavailable):
             raise error
         if isinstance(error, Suspend):
-            self.show("SUSPENDED", {"until": None})
-            delay = int(error.delay * 1000)
-            self._commit(run, lambda b: ownership.suspend(b, owner, delay_ms=delay, retries=run.opened.retries))
+            self._suspend(run, error)
         elif isinstance(error, (Exception, Park)) and run.doubts():
             self._park_doubts(run, error)
         elif isinstance(error, Park):
@@ -87,6 +85,28 @@ class Ending:
             run.flush()  # the pool's main thread ends the execution, or lets it go on when the lease has run out
         else:
             self._died(run, error)
+
+    def _suspend(self, run: Run, error: Suspend) -> None:
+        """The body waits: it goes on when the time has come, or somebody has settled what it waits for."""
+        awaiting, names = None, []
+        if isinstance(error, Waiting):
+            # What else went wrong, the body has seen, and has gone on to wait.
+            run.settle_errors(None)
+            awaiting, names = error.awaiting, error.names
+        self.show("SUSPENDED", {"waits_for": names})
+        reached("wait.before_suspend", run.execution_id)
+        delay = error.delay
+        self._commit(
+            run,
+            lambda batch: self._runtime.ownership.suspend(
+                batch,
+                self._session.owner,
+                delay_ms=None if delay is None else int(delay * 1000),
+                retries=run.opened.retries,
+                awaiting=awaiting,
+            ),
+        )
+        reached("wait.after_suspend", run.execution_id)
 
     def _give_back(self, run: Run) -> None:
         """The body was interrupted, for its process is being ended: let another worker go on at once."""
@@ -121,7 +141,10 @@ class Ending:
         packed = envelopes.pack(stash.envelope(self._session.task.app), runtime.envelope_codec)
         # Recovery sends it again if it has not started a lease after it was due.
         delay = stash.delay_ms() + runtime.settings.lease_ms
-        self._commit(run, lambda b: ownership.suspend(b, owner, delay_ms=delay, retries=stash.retries, envelope=packed))
+        self._commit(
+            run,
+            lambda b: ownership.suspend(b, owner, delay_ms=delay, retries=stash.retries, envelope=packed, sent=True),
+        )
         reached("task.after_retry_commit", run.execution_id)
         publish_stashed(self._session.task.app, stash, run.fence.pk, runtime)
 
@@ -143,6 +166,7 @@ class Ending:
                 envelope=packed,
                 task=stash.name,
                 replacements=stash.replacements,
+                sent=True,
             ),
         )
         publish_stashed(self._session.task.app, stash, run.fence.pk, self._runtime)

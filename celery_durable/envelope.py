@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from celery.app.amqp import task_message
 from kombu import serialization
+from kombu.serialization import prepare_accept_content
 
+from .capture import repeat
 from .codec import Codec
 from .store.records import StoredPayload
 
@@ -22,8 +24,11 @@ if TYPE_CHECKING:
 __all__ = [
     "PK_HEADER",
     "RAW_KEY",
+    "RERUN_HEADER",
     "WAITS_HEADER",
+    "accepted_body",
     "body_of",
+    "build",
     "from_message",
     "from_request",
     "pack",
@@ -35,6 +40,8 @@ __all__ = [
 PK_HEADER: Final = "durable_pk"
 #: Counts how often a message has been postponed because the journal could not be reached.
 WAITS_HEADER: Final = "durable_waits"
+#: On the message of a rerun: the id of the execution that it repeats.
+RERUN_HEADER: Final = "durable_rerun_of"
 
 #: Under which a request carries its message's content type, encoding and body, as they came from the broker.
 RAW_KEY: Final = "durable_raw"
@@ -99,7 +106,7 @@ def from_request(task: Task[Any, Any], request: Any) -> dict[str, Any]:
         raw, serializer = serialization.dumps(body, serializer=task.serializer), task.serializer
     else:
         serializer = _serializer_of(raw[0]) or task.serializer
-    return _build(
+    return build(
         headers,
         properties,
         raw,
@@ -116,7 +123,7 @@ def from_message(message: Any, options: Mapping[str, Any], app: Celery) -> dict[
     properties = {name: merged[name] for name in _PROPERTIES if merged.get(name) is not None}
     exchange, queue = options.get("exchange"), options.get("queue")
     serializer = options.get("serializer") or app.conf.task_serializer
-    return _build(
+    envelope = build(
         headers,
         properties,
         serialization.dumps(message.body, serializer=serializer),
@@ -124,16 +131,23 @@ def from_message(message: Any, options: Mapping[str, Any], app: Celery) -> dict[
         options.get("compression"),
         _route(getattr(exchange, "name", exchange), options.get("routing_key"), getattr(queue, "name", queue)),
     )
+    if headers.get("eta"):
+        envelope["eta"] = headers["eta"]
+    return envelope
 
 
-def _build(
+def build(
     headers: dict[str, Any],
     properties: dict[str, Any],
     body: tuple[str, str, Any],
     serializer: str | None,
     compression: str | None,
-    route: dict[str, str],
+    route: Mapping[str, str],
 ) -> dict[str, Any]:
+    """An envelope of these parts.
+
+    :param body: content type, encoding and data.
+    """
     content_type, encoding, data = body
     return {
         "headers": {k: v for k, v in headers.items() if k not in _FOREIGN},
@@ -143,7 +157,7 @@ def _build(
         "content_encoding": encoding,
         "serializer": serializer,
         "compression": compression,
-        "route": route,
+        "route": dict(route),
     }
 
 
@@ -215,6 +229,14 @@ def body_of(envelope: Mapping[str, Any], accept: Iterable[str] | None = None) ->
     )
 
 
+def accepted_body(app: Celery, envelope: Mapping[str, Any]) -> Any:
+    """``(args, kwargs, embed)`` of an envelope, where the application accepts its serializer: others may run code.
+
+    :raises kombu.exceptions.ContentDisallowed: where it does not.
+    """
+    return body_of(envelope, prepare_accept_content(app.conf.accept_content))
+
+
 def resend(
     app: Celery,
     envelope: Mapping[str, Any],
@@ -223,17 +245,22 @@ def resend(
     producer: Any,
     eta: dt.datetime | None = None,
     started: bool = True,
+    **how: Any,
 ) -> None:
     """Publish a stored message again.
 
     :param pk: the primary key of its execution, where there is a row.
     :param eta: when it is to run, aware; None: at once.
     :param started: the execution has run before, so that the message does not expire any more.
+    :param how: options of publishing, such as ``retry_policy``.
     :raises kombu.exceptions.OperationalError: when the broker cannot be reached.
     """
     headers = {**envelope["headers"], "eta": eta.isoformat() if eta is not None else None}
     if started:
         headers["expires"] = None
+    else:
+        headers["eta"] = headers["eta"] or envelope.get("eta")
+        repeat(app, envelope.get("before", []))
     if pk is not None:
         headers[PK_HEADER] = str(pk)
     properties = dict(envelope["properties"])
@@ -252,4 +279,4 @@ def resend(
     route = dict(envelope["route"]) or dict(app.amqp.router.route({}, headers["task"], (), {}))
     sender = app.amqp.send_task_message
     sender = getattr(sender, "past_outbox", sender)
-    sender(producer, headers["task"], task_message(headers, properties, body, None), **route, **options)
+    sender(producer, headers["task"], task_message(headers, properties, body, None), **route, **options, **how)

@@ -20,7 +20,10 @@ __all__ = [
     "ConfigurationError",
     "ContextClosed",
     "DurableError",
+    "DurableIdConflict",
     "ErrorPlaceholder",
+    "ExecutionCancelled",
+    "ExecutionParked",
     "FingerprintError",
     "GuardConflict",
     "JournalCorrupted",
@@ -29,12 +32,18 @@ __all__ = [
     "NestedStep",
     "PayloadError",
     "PayloadTooLarge",
+    "PromiseRejected",
+    "PromiseSettled",
+    "PromiseTimeout",
     "ReplayDivergence",
     "ResultLost",
+    "ResultTimeout",
     "SchemaError",
     "StepLimitExceeded",
     "UnknownExecution",
+    "UnknownStep",
     "WrongState",
+    "WrongToken",
 ]
 
 
@@ -84,6 +93,51 @@ class WrongState(DurableError, Exception):
     code = "CD004"
 
 
+class DurableIdConflict(DurableError, Exception):
+    """The ``durable_id`` belongs to another call: of another task, or with other arguments. Nothing was sent.
+
+    Attributes: ``execution_id``, ``task`` (of the execution that has the id).
+    """
+
+    code = "CD005"
+
+
+class ExecutionParked(DurableError, Exception):
+    """The result was asked for of an execution that waits for an operator.
+
+    Attributes: ``execution_id``, ``state`` (``"ambiguous"`` or ``"quarantined"``), ``reason``.
+    """
+
+    code = "CD006"
+
+
+class ExecutionCancelled(DurableError, Exception):
+    """The result was asked for of an execution that was cancelled.
+
+    Attributes: ``execution_id``, ``reason``.
+    """
+
+    code = "CD007"
+
+
+class ResultTimeout(DurableError, TimeoutError):
+    """The execution had not ended when the caller's patience had; it goes on.
+
+    Attributes: ``execution_id``, ``state``.
+    """
+
+    code = "CD008"
+
+
+class UnknownStep(DurableError, Exception):
+    """The journal has no such step, or several of its name.
+
+    Attributes: ``execution_id``.
+    """
+
+    code = "CD009"
+
+
 class ReplayDivergence(DurableError):
     """The body asked for another step than its journal has at that position.
 
@@ -99,7 +153,10 @@ class ReplayDivergence(DurableError):
 
 
 class FingerprintError(DurableError, Exception):
-    """An argument of a step has no canonical form; give the step a ``fingerprint=``."""
+    """An argument of a step has no canonical form; give the step a ``fingerprint=``.
+
+    Also an argument of a task that is called with a ``durable_id``.
+    """
 
     code = "CD201"
 
@@ -195,3 +252,37 @@ class LeaseLost(DurableError):
     """
 
     code = "CD502"
+
+
+class PromiseRejected(DurableError, Exception):
+    """Whoever was to keep a promise has rejected it.
+
+    Attributes: ``promise`` (its name), ``promise_id``, ``reason`` (a text), and ``error``: the exception that it was
+    rejected with, which is also the ``__cause__``, or None.
+    """
+
+    code = "CD601"
+
+
+class PromiseTimeout(DurableError, Exception):
+    """A promise was not kept in time: its ``timeout`` ran out, or its ``heartbeat`` stayed away.
+
+    Attributes: ``promise`` (its name), ``promise_id``.
+    """
+
+    code = "CD602"
+
+
+class PromiseSettled(DurableError, Exception):
+    """A promise can be settled once, and this one is settled otherwise already.
+
+    Attributes: ``promise_id``, ``state`` (``resolved``, ``rejected`` or ``expired``).
+    """
+
+    code = "CD603"
+
+
+class WrongToken(DurableError, Exception):
+    """There is no promise of this id and token."""
+
+    code = "CD604"

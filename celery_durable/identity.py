@@ -15,20 +15,36 @@ charges fire twice; the tests pin vectors.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from blake3 import blake3
 
 from celery_durable.codec.canonical import NoCanonicalForm, canonical, form_of, lengthy, refusal, text_form, too_deep
+from celery_durable.codec.refusal import path_text
 from celery_durable.errors import FingerprintError
 
-__all__ = ["canonical", "fingerprint", "fingerprint_of", "global_key", "idempotency_key", "short"]
+__all__ = [
+    "call_hash",
+    "canonical",
+    "fingerprint",
+    "fingerprint_of",
+    "global_key",
+    "idempotency_key",
+    "promise_id",
+    "short",
+    "wait_print",
+]
 
 #: Domains of the two forms of a fingerprint: over arguments, and over the result of a ``fingerprint=``.
 _OVER_ARGUMENTS: Final = b"1a"
 _OVER_VALUE: Final = b"1v"
+#: Domain of what stands for a wait.
+_OVER_WAIT: Final = b"1w"
 _IDEMPOTENCY: Final = blake3(derive_key_context="celery_durable v1 idempotency key")
 _GLOBAL: Final = blake3(derive_key_context="celery_durable v1 global key")
+_CALL: Final = blake3(derive_key_context="celery_durable v1 call")
+_PROMISE: Final = blake3(derive_key_context="celery_durable v1 promise id")
 
 
 def fingerprint(name: str, effect_tag: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
@@ -95,6 +111,56 @@ def global_key(namespace: str, key: str) -> bytes:
     :param key: what the user gave.
     """
     return _GLOBAL.copy().update(lengthy(namespace) + lengthy(key)).digest()
+
+
+def call_hash(task: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
+    """The 32 bytes by which a call of a task is known again (``durable_id``).
+
+    :param task: its name.
+    :param args: positional arguments, as the body receives them.
+    :param kwargs: keyword arguments; their order does not matter.
+    :raises FingerprintError: for an argument without canonical form; it names the task and the argument.
+    """
+    parts = [lengthy(task), b"%d," % len(args)]
+    for number, value in enumerate(args, 1):
+        parts.append(_call_form(task, f"argument {number}", value))
+    for key in sorted(kwargs):
+        parts += text_form(key, 0), _call_form(task, f"argument {key!r}", kwargs[key])
+    return _CALL.copy().update(b"".join(parts)).digest()
+
+
+def _call_form(task: str, label: str, value: Any) -> bytes:
+    try:
+        return form_of(value, 0)
+    except (NoCanonicalForm, RecursionError) as error:
+        reason = error if isinstance(error, NoCanonicalForm) else too_deep()
+        raise FingerprintError(
+            f"{label} of task {task!r} has no canonical form: {path_text(reason.path)} is {reason}. A durable_id names "
+            "one call, so that a second one is compared with it by its arguments. Pass plain data.",
+            task=task,
+            argument=label,
+        ) from error
+
+
+def wait_print(kind: str, *words: str) -> bytes:
+    """The 32 bytes that identify a wait: what is waited for. How long is not part of it.
+
+    :param kind: ``sleep``, ``promise``, ``wait``, ...
+    :param words: such as the names of the promises.
+    """
+    return blake3(_OVER_WAIT + b"".join(map(lengthy, (kind, *words)))).digest()
+
+
+def promise_id(namespace: str, execution_id: str, lane: str, name: str, occurrence: int) -> str:
+    """The 32 hex digits that name a promise in the world. Generation and position are not in it, so that a promise
+    which was given away outlives a divergence.
+
+    :param namespace: setting ``durable_namespace``.
+    :param lane: names a parallel branch; empty in the body itself.
+    :param occurrence: how many earlier promises of the lane had this name, from 0.
+    """
+    words = b"".join(map(lengthy, (namespace, execution_id, lane, name)))
+    return _PROMISE.copy().update(words + b"%d," % occurrence).hexdigest(16)
 
 
 def short(fp: bytes) -> str:

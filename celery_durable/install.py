@@ -7,7 +7,7 @@ import os
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from celery import signals, states
+from celery import current_app, signals, states
 
 from .errors import JournalUnavailable
 from .faults import reached
@@ -19,7 +19,7 @@ from .worker.step import DurableStep
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["install"]
+__all__ = ["app_of", "install"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,18 @@ def install(app: Celery) -> None:
     _installed.add(app)
     app.steps["worker"].add(DurableStep)
     _wrap_amqp(app)
+
+
+def app_of(app: Celery | None = None) -> Celery:
+    """The application that a caller means who names none: the current one. In threads other than the one that made it,
+    Celery knows of no current application and makes up one of its own; then it is the only durable one, if there is
+    just one.
+    """
+    chosen: Any = current_app if app is None else app
+    chosen = chosen._get_current_object() if hasattr(chosen, "_get_current_object") else chosen
+    if app is None and chosen not in _installed and len(_installed) == 1:
+        [chosen] = _installed
+    return chosen  # type: ignore[no-any-return]
 
 
 def _wrap_amqp(app: Celery) -> None:

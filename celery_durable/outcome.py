@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from celery.exceptions import Ignore
 from kombu import serialization
 
-from .errors import PayloadError, PayloadTooLarge
+from .errors import PayloadError, PayloadTooLarge, WrongState
 from .store.records import Closed, State, StoredPayload
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from .runtime import Runtime
 
-__all__ = ["pack_error", "pack_value", "restore"]
+__all__ = ["pack_error", "pack_value", "pruned", "restore"]
 
 
 def pack_value(runtime: Runtime, task: Task[Any, Any], value: Any) -> StoredPayload:
@@ -61,3 +61,11 @@ def restore(runtime: Runtime, closed: Closed, name: str) -> Any:
         return outcome["value"]
     content_type = outcome["content_type"]
     return serialization.loads(outcome["data"], content_type, outcome["encoding"], accept={content_type})
+
+
+def pruned(name: str, state: State) -> WrongState:
+    """The error for somebody who wants an outcome that is gone."""
+    return WrongState(
+        f"{name} has ended ({state}), and its result was removed since (durable_retention). To have its work done "
+        "again, call the task under another id."
+    )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, cast, overload
 
 from . import divergence
+from .control import Waiting
 from .current import Active, active
 from .errors import ConfigurationError, ContextClosed, StepLimitExceeded
 from .step import StepDescriptor
@@ -167,7 +168,7 @@ class Parallel:
     def _run(self, scope: ScopeState, function: Callable[..., R], args: Any, kwargs: Any) -> R:
         token = active.set(Active(self._context, scope))
         try:
-            value = function(*args, **kwargs)
+            value = _unless_left(scope, function, args, kwargs)
             if inspect.iscoroutine(value):
                 value.close()
                 raise ConfigurationError(
@@ -181,7 +182,13 @@ class Parallel:
     async def _run_async(self, scope: ScopeState, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         token = active.set(Active(self._context, scope))
         try:
-            value = await function(*args, **kwargs)
+            try:
+                value = await function(*args, **kwargs)
+            except BaseException:
+                if scope.left is None:
+                    raise
+            if scope.left is not None:
+                raise scope.left
             self._context._check_left(scope, "the branch")
         finally:
             active.reset(token)
@@ -191,6 +198,7 @@ class Parallel:
 
     def __enter__(self) -> Parallel:
         self._entered = "threads"
+        self._parent.open_parallels += 1
         return self
 
     def __exit__(
@@ -198,13 +206,13 @@ class Parallel:
     ) -> None:
         self._entered = None
         if self._pool is not None:
-            # A process that is being ended does not wait for its branches; the lease is given back without them.
-            leaving = kind is not None and not issubclass(kind, Exception)
+            leaving = _cuts_off(kind)
             self._pool.shutdown(wait=not leaving, cancel_futures=leaving)
         self._left(error)
 
     async def __aenter__(self) -> Parallel:
         self._entered = "async"
+        self._parent.open_parallels += 1
         return self
 
     async def __aexit__(
@@ -212,7 +220,7 @@ class Parallel:
     ) -> None:
         self._entered = None
         tasks = [cast("asyncio.Task[Any]", b._future) for b in self._branches]
-        if kind is not None and not issubclass(kind, Exception):
+        if _cuts_off(kind):
             for task in tasks:
                 task.cancel()
         if tasks:
@@ -221,17 +229,28 @@ class Parallel:
 
     def _left(self, error: BaseException | None) -> None:
         """All branches are done: raise what must come out, and journal the end."""
-        if error is not None:
+        self._parent.open_parallels -= 1
+        if error is not None and not isinstance(error, Waiting):
             return
         failures = [self._failure(b) for b in self._branches]
+        waits = [error] if error is not None else []
         for failure in failures:
-            if failure is not None and not isinstance(failure, Exception):
+            if isinstance(failure, Waiting):
+                waits.append(failure)
+            elif failure is not None and not isinstance(failure, Exception):
                 raise failure
+        if waits:
+            # What has gone wrong for good in another branch need not wait.
+            self._raise_unseen(failures)
+            raise self._context._leave(self._parent, Waiting.together(waits))
         if not any(failures):
             # Where a branch failed, its end is not known: the next attempt may get further.
             self._end()
+        self._raise_unseen(failures)
+
+    def _raise_unseen(self, failures: Sequence[BaseException | None]) -> None:
         for branch, failure in zip(self._branches, failures, strict=True):
-            if failure is not None and not branch.seen:
+            if isinstance(failure, Exception) and not branch.seen:
                 raise failure
 
     @staticmethod
@@ -248,3 +267,25 @@ class Parallel:
         elif len(self._ends) != len(counts):
             found = divergence.branches(context.execution_id, self._place, len(self._ends), len(counts))
             raise context._run.stuck(found)
+
+
+def _unless_left(scope: ScopeState, function: Callable[..., R], args: Any, kwargs: Any) -> R:
+    """Call a branch's function. Once the branch is left because of a wait, nothing else that it does or raises counts.
+
+    :raises Waiting: then.
+    """
+    try:
+        value = function(*args, **kwargs)
+    except BaseException:
+        if scope.left is None:
+            raise
+    if scope.left is not None:
+        raise scope.left
+    return value
+
+
+def _cuts_off(kind: type[BaseException] | None) -> bool:
+    """Whether the branches are not waited for. A process that is being ended gives the lease back without them; a body
+    that waits goes with them.
+    """
+    return kind is not None and not issubclass(kind, (Exception, Waiting))

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import time
 import uuid
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, NoReturn
 
 from .actions import StepCall
 from .context import DurableContext, fingerprint_for, naming
 from .current import Active, active, operation
+from .errors import ConfigurationError, JournalUnavailable
 from .logger import DurableLogger
 from .parallel import Parallel
+from .promise import Promise, Timer
 from .replay import ReplayCursor
 from .scope import ScopeState
 from .step import StepDescriptor, StepRecord
+from .waits import Sleep, Wait
 
 __all__ = ["PlainContext", "call_plainly", "run_plainly"]
 
 
 def _nothing(position: int, rows: int) -> tuple[()]:
     return ()
+
+
+def _local_clock() -> int:
+    return int(time.time() * 1000)
 
 
 def call_plainly(function: Callable[..., Any], context: PlainContext, args: tuple[Any, ...], kwargs: Any) -> Any:
@@ -39,7 +48,11 @@ def run_plainly(function: Callable[..., Any], context: PlainContext, args: tuple
     finally:
         operation.reset(step)
         active.reset(token)
-    return _awaited(value, here) if inspect.iscoroutine(value) else value
+    if not inspect.iscoroutine(value):
+        return value
+    # It is awaited where it was called: that event loop is the body's.
+    context._outer_loop = None
+    return _awaited(value, here)
 
 
 async def _awaited(body: Coroutine[Any, Any, Any], here: Active) -> Any:
@@ -61,6 +74,7 @@ class PlainContext(DurableContext):
         self._id = execution_id or str(uuid.uuid4())
         self._namespace = namespace
         self._real = execution_id is not None
+        self._outer_loop = None
         self._body = self._scope("", "")
         self.logger = DurableLogger("celery_durable.body")
 
@@ -127,6 +141,36 @@ class PlainContext(DurableContext):
             return record(op(*args, **kwargs))
         finally:
             operation.reset(token)
+
+    def _wait(self, wait: Wait) -> Any:
+        if not isinstance(wait, Sleep):
+            self._refuse(f"{wait.word}()")
+        return self._sleep_async(wait) if self._in_coroutine() else self._sleep(wait)
+
+    @staticmethod
+    def _sleep(sleep: Sleep) -> None:
+        time.sleep(max(sleep.remaining(_local_clock), 0))
+
+    @staticmethod
+    async def _sleep_async(sleep: Sleep) -> None:
+        await asyncio.sleep(max(sleep.remaining(_local_clock), 0))
+
+    def _set_timer(self, delay_ms: int, until_ms: int | None) -> Timer:
+        return self._refuse("timer()")
+
+    def _make_promise(self, name: str, timeout_ms: int | None, heartbeat_ms: int | None) -> Promise:
+        return self._refuse("promise()")
+
+    def _refuse(self, what: str) -> NoReturn:
+        if self._real:
+            raise JournalUnavailable(
+                f"{what} of execution {self._id} needs the journal, which cannot be reached; the body runs without it "
+                "(durable_on_unavailable = 'degrade')."
+            )
+        raise ConfigurationError(
+            f"{what} needs an execution, which somebody outside can find in the journal; this task was called "
+            "directly. Call it with delay() or apply_async(), or for a test with apply()."
+        )
 
     def _check_left(self, scope: ScopeState, what: str) -> None:
         """There is no journal that could hold more."""

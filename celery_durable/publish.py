@@ -7,26 +7,40 @@ canvas, ``send_task``, beat and retries.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime as dt
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from celery.utils.time import maybe_iso8601
 
+from . import capture, starting
 from . import envelope as envelopes
+from .capture import BackendCall
+from .errors import ConfigurationError
 from .faults import reached
 from .runtime import Runtime
-from .store.recovery import Published
+from .store.outbox import Published, Unsent
+from .store.records import StoredPayload
 
 if TYPE_CHECKING:
     from celery import Celery
 
     from .session import Session
 
-__all__ = ["Stash", "is_durable", "outbox_batch", "publish_stashed", "stashing", "wrap_sender"]
+__all__ = [
+    "Stash",
+    "broker_errors",
+    "is_durable",
+    "outbox_batch",
+    "publish_stashed",
+    "publish_stored",
+    "stashing",
+    "wrap_sender",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +57,14 @@ class Stash:
     name: str
     message: Any
     options: dict[str, Any]
+    #: Its id is a ``durable_id``: the call is done once.
+    chosen: bool = False
+    #: What the result backend is told before it is sent.
+    before: tuple[BackendCall, ...] = ()
+
+    @property
+    def id(self) -> str:
+        return str(self.message.headers["id"])
 
     @property
     def retries(self) -> int:
@@ -54,7 +76,10 @@ class Stash:
 
     def envelope(self, app: Celery) -> dict[str, Any]:
         """The message as it is stored."""
-        return envelopes.from_message(self.message, self.options, app)
+        envelope = envelopes.from_message(self.message, self.options, app)
+        if self.before:
+            envelope["before"] = [call.stored() for call in self.before]
+        return envelope
 
     def delay_ms(self) -> int:
         """Milliseconds until the message's ETA; 0 without one."""
@@ -67,17 +92,36 @@ class Stash:
             when = when.replace(tzinfo=dt.timezone.utc)
         return max(0, int((when - dt.datetime.now(dt.timezone.utc)).total_seconds() * 1000))
 
-    def published(self, app: Celery, runtime: Runtime) -> Published:
-        """The row that the outbox writes."""
-        packed = envelopes.pack(self.envelope(app), runtime.envelope_codec)
-        return Published(
-            self.message.headers["id"], self.name, self.retries, packed, self.delay_ms(), self.replacements
-        )
+    def published(self, app: Celery, envelope: StoredPayload) -> Published:
+        """The row that the outbox writes for a durable task."""
+        hashed = None
+        if self.chosen:
+            args, kwargs, _ = self.message.body
+            serializer = self.options.get("serializer") or app.conf.task_serializer
+            hashed = starting.hash_of(self.name, args, kwargs, serializer)
+        return Published(self.id, self.name, self.retries, envelope, self.delay_ms(), self.replacements, hashed)
 
-    def send(self, app: Celery, pk: int, original: Callable[..., Any], producer: Any) -> Any:
-        """Hand it to the broker, with the key of its row."""
-        self.message.headers[envelopes.PK_HEADER] = str(pk)
+    def unsent(self, envelope: StoredPayload) -> Unsent:
+        """The row that the outbox writes for any other task."""
+        return Unsent(self.id, self.name, envelope)
+
+    def frozen(self, envelope: Mapping[str, Any]) -> Stash:
+        """The message as it was put into the envelope: its sender may change an argument until it is sent."""
+        message = self.message._replace(headers=dict(self.message.headers), body=envelopes.body_of(envelope))
+        return dataclasses.replace(self, message=message)
+
+    def send(self, app: Celery, pk: int | None, original: Callable[..., Any], producer: Any) -> Any:
+        """Hand it to the broker, with the key of its execution where it has one."""
+        for call in self.before:
+            call.tell(app)
+        if pk is not None:
+            self.message.headers[envelopes.PK_HEADER] = str(pk)
         return original(producer, self.name, self.message, **self.options)
+
+
+def rows_of(app: Celery, runtime: Runtime, stashes: list[Stash]) -> list[Published]:
+    """The rows that the outbox writes for durable tasks."""
+    return [s.published(app, envelopes.pack(s.envelope(app), runtime.envelope_codec)) for s in stashes]
 
 
 def is_durable(app: Celery, name: str) -> bool:
@@ -94,27 +138,51 @@ def wrap_sender(app: Celery, original: Callable[..., Any]) -> Callable[..., Any]
     """The task sender of an app, with the outbox in front of it."""
 
     def send_task_message(producer: Any, name: str, message: Any, **options: Any) -> Any:
-        if envelopes.PK_HEADER in message.headers or not is_durable(app, name):
+        captured = capture.here()
+        durable_id = options.pop("durable_id", None)
+        chosen = durable_id is not None
+        if chosen:
+            if not is_durable(app, name):
+                raise ConfigurationError(_not_durable(app, name, durable_id))
+            starting.check_place(name, message, durable_id)
+        elif captured is None and (envelopes.PK_HEADER in message.headers or not is_durable(app, name)):
             return original(producer, name, message, **options)
-        stash = Stash(name, message, options)
+        stash = Stash(name, message, options, chosen)
+        if captured is not None:
+            captured.take(stash)
+            return None
         session = stashing.get()
-        if session is not None and message.headers.get("id") == session.request.id:
+        if session is not None and message.headers.get("id") == session.request.id and not chosen:
             session.stash = stash
             return None
         runtime = Runtime.of(app)
-        if not runtime.settings.outbox:
+        if not (runtime.settings.outbox or chosen):
             return original(producer, name, message, **options)
         batch = _batch.get()
         if batch is not None:
             batch.append((app, stash))
             return None
-        reached("outbox.before_record")
-        [pk] = runtime.recovery.publish([stash.published(app, runtime)])
-        reached("outbox.after_record")
+        reached("outbox.before_record", str(message.headers["id"]))
+        [pk] = starting.record(app, runtime, rows_of(app, runtime, [stash]))
+        reached("outbox.after_record", str(message.headers["id"]))
+        if pk is None:
+            logger.info("%s[%s] was called before, and is not sent again", name, message.headers["id"])
+            return None
         return _send_recorded(app, stash, pk, original, producer)
 
     send_task_message.past_outbox = original  # type: ignore[attr-defined]
     return send_task_message
+
+
+def _not_durable(app: Celery, name: str, durable_id: Any) -> str:
+    if name in app.tasks:
+        return (
+            f"durable_id {durable_id!r}: {name} is not a durable task, so that nothing can see to it that it runs once."
+        )
+    return (
+        f"durable_id {durable_id!r}: this process does not know task {name}, so that nobody can say whether it is "
+        f"durable. Import its module, or declare it here: app.task(function, base=DurableTask, name={name!r})"
+    )
 
 
 def _send_recorded(app: Celery, stash: Stash, pk: int, original: Callable[..., Any], producer: Any) -> Any:
@@ -122,19 +190,35 @@ def _send_recorded(app: Celery, stash: Stash, pk: int, original: Callable[..., A
     try:
         return stash.send(app, pk, original, producer)
     except Exception as error:
-        if not isinstance(error, _broker_errors(app)):
+        if not isinstance(error, broker_errors(app)):
             raise
-        logger.warning(
-            "the broker did not take %s[%s] (%s: %s); it is recorded and will be sent by recovery",
-            stash.name,
-            stash.message.headers["id"],
-            type(error).__name__,
-            error,
-        )
+        _say_recorded(stash.name, stash.message.headers["id"], error)
         return None
 
 
-def _broker_errors(app: Celery) -> tuple[type[BaseException], ...]:
+def publish_stored(app: Celery, envelope: dict[str, Any], pk: int) -> None:
+    """Send a stored message whose row is committed: if the broker fails now, recovery sends it later."""
+    try:
+        with app.producer_or_acquire() as producer:
+            envelopes.resend(app, envelope, pk, producer=producer)
+    except Exception as error:
+        if not isinstance(error, broker_errors(app)):
+            raise
+        _say_recorded(envelope["headers"]["task"], envelope["headers"]["id"], error)
+
+
+def _say_recorded(name: str, execution_id: str, error: Exception) -> None:
+    logger.warning(
+        "the broker did not take %s[%s] (%s: %s); it is recorded and will be sent by recovery",
+        name,
+        execution_id,
+        type(error).__name__,
+        error,
+    )
+
+
+def broker_errors(app: Celery) -> tuple[type[BaseException], ...]:
+    """What sending raises when the broker is out of reach."""
     from kombu.exceptions import OperationalError
 
     connection = app.connection_for_write()
@@ -157,9 +241,10 @@ def publish_stashed(app: Celery, stash: Stash, pk: int, runtime: Runtime) -> Non
 def outbox_batch() -> Iterator[None]:
     """Record all durable messages published inside with one commit, and send them at the end.
 
-    Needs ``durable_outbox``. Leaving with an exception records and sends nothing.
+    Needs ``durable_outbox``, or a ``durable_id``. Leaving with an exception records and sends nothing.
 
     :raises JournalUnavailable: when they could not be recorded; then none was accepted.
+    :raises DurableIdConflict: when one's ``durable_id`` belongs to another call; then none was accepted.
     """
     messages: list[tuple[Celery, Stash]] = []
     token = _batch.set(messages)
@@ -173,8 +258,9 @@ def outbox_batch() -> Iterator[None]:
     for group in by_app.values():
         app = group[0][0]
         runtime = Runtime.of(app)
-        keys = runtime.recovery.publish([stash.published(app, runtime) for _, stash in group])
+        keys = starting.record(app, runtime, rows_of(app, runtime, [stash for _, stash in group]))
         original = past_outbox(app)
         with app.producer_or_acquire() as producer:
             for pk, (_, stash) in zip(keys, group, strict=True):
-                _send_recorded(app, stash, pk, original, producer)
+                if pk is not None:
+                    _send_recorded(app, stash, pk, original, producer)

@@ -16,7 +16,7 @@ from .effects import Effect
 from .errors import JournalCorrupted
 from .store.records import EFFECT_OF_CODE, EffectCode, EntryKind, Journaled, StoredPayload
 
-__all__ = ["SEGMENT", "Past", "Recorded", "ReplayCursor", "effect_of", "fold", "is_scope", "only_audits"]
+__all__ = ["SEGMENT", "Past", "Recorded", "ReplayCursor", "effect_of", "fold", "is_scope", "is_wait", "only_audits"]
 
 #: Entries per read.
 SEGMENT: Final = 100
@@ -41,6 +41,8 @@ class Past(enum.Enum):
     SKIPPED = "skipped"
     LOST = "lost"
     SCOPE = "scope"
+    #: A wait whose end nobody has seen yet, or a timer.
+    WAITING = "waiting"
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,9 @@ _MEANING: Final = {
     EntryKind.LOST: Past.LOST,
     EntryKind.SCOPE: Past.SCOPE,
     EntryKind.SCOPE_END: Past.SCOPE,
+    EntryKind.TIMER: Past.WAITING,
+    EntryKind.WAIT: Past.WAITING,
+    EntryKind.PROMISE: Past.DONE,
 }
 
 #: Nothing else says what became of these steps; a value of None has a payload too.
@@ -82,6 +87,11 @@ _TELLING: Final = (Past.DONE, Past.ERROR, Past.SKIPPED)
 def is_scope(rows: Sequence[Journaled]) -> bool:
     """True when a position holds a parallel scope and no step."""
     return rows[0].kind in (EntryKind.SCOPE, EntryKind.SCOPE_END)
+
+
+def is_wait(rows: Sequence[Journaled]) -> bool:
+    """True when a position holds a sleep, a timer, a promise or a wait."""
+    return rows[0].kind in (EntryKind.TIMER, EntryKind.PROMISE, EntryKind.WAIT)
 
 
 def only_audits(rows: Sequence[Journaled]) -> bool:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .actions import EFFECT_CODE
 from .codec import Codec
@@ -15,14 +15,19 @@ from .errors import DurableError, GuardConflict, JournalUnavailable, LeaseLost, 
 from .prior import Prior
 from .replay import Recorded
 from .store.journal import Journal
-from .store.records import Batch, Entry, EntryKind, Fence, GuardHolder, Journaled, Opened, StoredPayload
+from .store.records import Batch, Entry, EntryKind, Fence, GuardHolder, Journaled, NewPromise, Opened, StoredPayload
 from .writer import ExecutionBuffer, JournalWriter
 
 if TYPE_CHECKING:
     from .actions import StepCall
     from .step import StepDescriptor
+    from .store.promises import Look, Promises
+    from .tokens import Tokens
 
 __all__ = ["Counters", "Limits", "PendingError", "Run"]
+
+#: For how long a reading of the database's clock is good, in seconds.
+_CLOCK_KEEPS: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,8 @@ class Run:
         namespace: str,
         journal: Journal,
         writer: JournalWriter,
+        promises: Promises,
+        tokens: Tokens,
         codec: Codec,
         limits: Limits,
         inline: bool = False,
@@ -90,6 +97,11 @@ class Run:
         self.pending: list[PendingError] = []
         self.patches: dict[str, bool] = {}
         self.scopes: set[str] = set()
+        self.tokens = tokens
+        self._promises = promises
+        #: What the database's clock said, and ``time.monotonic()`` then.
+        self._clock: tuple[int, float] | None = None
+        self._earlier: dict[str, dict[str, Any]] | None = None
         self._journal = journal
         self._writer = writer
         self._degrade = degrade
@@ -293,6 +305,47 @@ class Run:
             return self._journal.segment(self.fence.pk, self.generation, scope, position, rows)
         except JournalUnavailable as error:
             raise self.stuck(error) from None
+
+    # -- waiting --------------------------------------------------------------------------------------------
+
+    def look(self, ids: Sequence[str]) -> Look:
+        """Some promises, and the database's clock."""
+        try:
+            before = time.monotonic()
+            found = self._promises.look(ids)
+        except JournalUnavailable as error:
+            raise self.stuck(error) from None
+        self._clock = (found.now, before)
+        return found
+
+    def clock(self) -> int:
+        """The database's clock, in ms since the epoch; this machine's is only trusted to count a second."""
+        if self._clock is None or time.monotonic() - self._clock[1] > _CLOCK_KEEPS:
+            return self.look(()).now
+        now, since = self._clock
+        return now + int((time.monotonic() - since) * 1000)
+
+    def restore(self, promises: Sequence[NewPromise]) -> None:
+        """Make the rows of promises that the journal knows and the database does not."""
+        try:
+            self._promises.restore(self.fence.pk, promises)
+        except JournalUnavailable as error:
+            raise self.stuck(error) from None
+
+    def earlier_promises(self) -> dict[str, dict[str, Any]]:
+        """What earlier generations keep of the promises that they made: those may have been given away."""
+        if self._earlier is None:
+            first, last = self.opened.base_generation, self.generation - 1
+            try:
+                rows = self._journal.promises(self.fence.pk, first, last) if first <= last else []
+            except JournalUnavailable as error:
+                raise self.stuck(error) from None
+            where = "the token of an earlier promise"
+            kept = [self.decode(StoredPayload(r.codec, r.payload), where) for r in rows if r.codec and r.payload]
+            self._earlier = {one["id"]: one for one in kept}
+        return self._earlier
+
+    # -- folding --------------------------------------------------------------------------------------------
 
     def fold(self, batch: Batch, last: int) -> bool:
         """Replace journaled steps, up to the position ``last``, by a checkpoint; False when the lease is lost."""

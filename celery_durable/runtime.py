@@ -13,7 +13,8 @@ from .codec import Codec
 from .lease import Keeper, owner_prefix
 from .run import Limits
 from .settings import Settings, load
-from .store import Database, Journal, Ownership, RecoveryStore
+from .store import Database, Journal, OutboxStore, Ownership, Promises, RecoveryStore
+from .tokens import Tokens
 from .worker.control import Lifeline, address_of
 from .writer import JournalWriter
 
@@ -60,6 +61,9 @@ class Runtime:
             lease_ms=settings.lease_ms,
             max_attempts=settings.max_attempts,
         )
+        self.outbox = OutboxStore(self.database, namespace=settings.namespace, lease_ms=settings.lease_ms)
+        self.promises = Promises(self.database, lease_ms=settings.lease_ms)
+        self.tokens = Tokens(settings.secret)
         self.writer = JournalWriter(
             self.journal, flush_interval=settings.flush_interval, ack_timeout=settings.ack_timeout
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+from .control import Waiting
 from .replay import ReplayCursor
 
 __all__ = ["ScopeState"]
@@ -12,7 +13,18 @@ __all__ = ["ScopeState"]
 class ScopeState:
     """A lexical scope of the body: where its next step stands, and what its journal holds."""
 
-    __slots__ = ("_lock", "_parallels", "cursor", "end", "lane", "next_position", "occurrences", "path")
+    __slots__ = (
+        "_lock",
+        "_parallels",
+        "cursor",
+        "end",
+        "lane",
+        "left",
+        "next_position",
+        "occurrences",
+        "open_parallels",
+        "path",
+    )
 
     def __init__(self, path: str, lane: str, cursor: ReplayCursor, end: int | None = None) -> None:
         #: "" for the body, "4.0" for the first branch of the scope at position 4, "4.0/2.1" below it.
@@ -23,6 +35,10 @@ class ScopeState:
         #: Number of steps that the finished branch had; None where that is not known.
         self.end = end
         self.next_position = 0
+        #: What this scope waits for, once it has been left because of that: it does nothing more in this run.
+        self.left: Waiting | None = None
+        #: Parallel scopes in it that have not ended yet.
+        self.open_parallels = 0
         #: fingerprint -> how many steps had it so far.
         self.occurrences: dict[bytes, int] = {}
         self._parallels = 0

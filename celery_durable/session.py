@@ -41,13 +41,15 @@ from .errors import (
     JournalUnavailable,
     LeaseLost,
     PayloadError,
+    PromiseRejected,
+    PromiseTimeout,
     ReplayDivergence,
     ResultLost,
     SchemaError,
 )
 from .faults import reached
 from .interruption import is_hard_limit, is_interruption
-from .outcome import pack_value, restore
+from .outcome import pack_value, pruned, restore
 from .plain import PlainContext, run_plainly
 from .postpone import postpone
 from .publish import Stash, stashing
@@ -141,12 +143,16 @@ class Session:
         message = envelopes.from_request(self.task, self.request)
         return envelopes.pack(message, self.runtime.envelope_codec)
 
-    def _refuse(self, answer: Refused, name: str) -> Ignore:
+    def _refuse(self, answer: Refused, name: str) -> Exception:
         if answer.why is Refusal.QUARANTINED:
             self.ending.show(answer.state.value.upper(), {"reason": answer.reason})
             self.ending.tell_parked(answer.state, answer.reason)
+        elif answer.why is Refusal.PRUNED and self.eager:
+            return pruned(name, answer.state)
         else:
-            logger.info("a message of %s is dropped: %s (state %s)", name, _WHY[answer.why], answer.state)
+            logger.info(
+                "a message of %s is dropped: %s (state %s)", name, _WHY.get(answer.why, "it has ended"), answer.state
+            )
         return Ignore()
 
     def _return_again(self, answer: Closed, name: str) -> Any:
@@ -196,7 +202,8 @@ class Session:
         """The body asks for a retry.
 
         :param error: because of this.
-        :raises AmbiguousEffect, ResultLost: the error itself, where it is journaled: every try would end with it.
+        :raises AmbiguousEffect, ResultLost, PromiseRejected, PromiseTimeout: the error itself, where it is journaled:
+            every try would end with it.
         :raises Park: a guarded effect is in doubt; trying again could repeat it.
         :raises JournalUnavailable: the journal cannot be reached; the message comes back without counting as a retry.
         """
@@ -207,7 +214,7 @@ class Session:
         doubts = run.doubts()
         if doubts:
             raise Park("\n".join(item.doubt or "" for item in doubts))
-        if isinstance(error, (AmbiguousEffect, ResultLost)):
+        if isinstance(error, (AmbiguousEffect, ResultLost, PromiseRejected, PromiseTimeout)):
             raise error
 
     def _degrade(self, error: JournalUnavailable) -> bool:
@@ -257,6 +264,8 @@ class Session:
             namespace=runtime.settings.namespace,
             journal=runtime.journal,
             writer=runtime.writer,
+            promises=runtime.promises,
+            tokens=runtime.tokens,
             codec=runtime.codec,
             limits=runtime.limits,
             inline=self.eager,
@@ -299,6 +308,8 @@ class Session:
                 if not isinstance(signature, dict) or signature.get("subtask_type") is not None:
                     continue
                 options = signature.setdefault("options", {})
+                if options.get("durable_id"):
+                    options["task_id"] = options["durable_id"]
                 if not options.get("task_id"):
                     name = f"celery_durable:{request.id}:{kind}:{number}"
                     options["task_id"] = str(uuid.uuid5(uuid.NAMESPACE_OID, name))
@@ -408,7 +419,6 @@ _WHY = {
     Refusal.LIVE: "another owner runs it",
     Refusal.STALE: "it belongs to an earlier attempt",
     Refusal.PARKED: "it waits for an operator",
-    Refusal.DONE: "it has ended",
 }
 
 

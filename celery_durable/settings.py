@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from .codec.formats import format_of_setting
 from .errors import ConfigurationError
+from .retention import read_ages, read_amounts, read_seconds
 from .store.database import parse_url
 
 if TYPE_CHECKING:
@@ -21,6 +23,9 @@ PREFIX: Final = "durable_"
 
 #: Transports that lose messages which a killed worker had taken.
 LOSSY_TRANSPORTS: Final = frozenset({"filesystem", "sqlalchemy", "sqla"})
+
+#: Characters of a secret.
+_SHORTEST_SECRET: Final = 16
 
 
 def _positive(value: Any) -> bool:
@@ -39,8 +44,33 @@ def _text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
 
-def _setting(default: Any, check: Callable[[Any], bool], wants: str) -> Any:
-    return field(default=default, metadata={"check": check, "wants": wants})
+def _codes(value: Any) -> tuple[str, ...]:
+    codes = tuple(value) if isinstance(value, (list, tuple, set, frozenset)) else (None,)
+    if not all(isinstance(code, str) and re.fullmatch(r"CD\d{3}", code) for code in codes):
+        raise ValueError
+    return codes
+
+
+def _secrets(value: Any) -> bool:
+    texts = [value] if isinstance(value, str) else value
+    return value is None or (
+        isinstance(texts, (list, tuple))
+        and len(texts) > 0
+        and all(isinstance(text, str) and len(text) >= _SHORTEST_SECRET for text in texts)
+    )
+
+
+def _setting(default: Any, check: Callable[[Any], bool], wants: str, *, secret: bool = False) -> Any:
+    return field(default=default, metadata={"check": check, "wants": wants, "secret": secret}, repr=not secret)
+
+
+def _read_setting(default: Any, read: Callable[[Any], Any], wants: str) -> Any:
+    """A setting that may be written in several ways; ``read`` raises ValueError for any other."""
+    return field(default=default, metadata={"read": read, "wants": wants})
+
+
+_DURATION: Final = "a number of seconds, 0 or more, a timedelta, or None"
+_PER_STATE: Final = "or a dict of those for 'completed', 'failed' and 'cancelled'"
 
 
 @dataclass(frozen=True)
@@ -73,6 +103,29 @@ class Settings:
     on_unavailable: str = _setting("raise", lambda v: v in ("raise", "degrade"), "'raise' or 'degrade'")
     #: Record executions when they are published; None: on transports that lose messages.
     outbox: bool | None = _setting(None, lambda v: v is None or isinstance(v, bool), "True, False or None")
+    #: How many seconds after its end an execution is pruned, by its state; None: never.
+    retention: Mapping[str, float] | None = _read_setting(None, read_ages, f"{_DURATION}, {_PER_STATE}")
+    #: How many executions that have ended are kept, at most; all together, or by state.
+    retention_count: int | Mapping[str, int] | None = _read_setting(
+        None, read_amounts, f"a whole number, 0 or more, None, {_PER_STATE}"
+    )
+    #: How many bytes of executions that have ended are kept, about; all together, or by state.
+    retention_bytes: int | Mapping[str, int] | None = _read_setting(
+        None, read_amounts, f"a number of bytes, 0 or more, None, {_PER_STATE}"
+    )
+    #: For how many seconds the id of a pruned execution is remembered; None: for ever.
+    tombstone_ttl: float | None = _read_setting(604_800.0, read_seconds, _DURATION)
+    #: For how many seconds after the end of its execution a ``key=`` is remembered, at least; None: for ever.
+    key_retention: float | None = _read_setting(None, read_seconds, _DURATION)
+    #: Codes of the doctor's findings that are not to be logged, nor to count.
+    silence: tuple[str, ...] = _read_setting((), _codes, "a list of codes, such as ['CD901']")
+    #: What the tokens of promises are derived from; several, the newest first, while it is being changed.
+    secret: str | Sequence[str] | None = _setting(
+        None,
+        _secrets,
+        f"a text of at least {_SHORTEST_SECRET} characters, or several in a list, the newest first",
+        secret=True,
+    )
 
     @property
     def lease_ms(self) -> int:
@@ -94,10 +147,7 @@ def load(app: Celery) -> Settings:
             raise ConfigurationError(_unknown(key))
     values = {}
     for name, value in given.items():
-        meta = _FIELDS[name].metadata
-        if not meta["check"](value):
-            raise ConfigurationError(f"{PREFIX}{name} = {value!r}: it must be {meta['wants']}.")
-        values[name] = value
+        values[name] = _checked(name, value)
     settings = Settings(**values)
     if settings.flush_interval >= settings.lease_timeout:
         raise ConfigurationError(
@@ -119,6 +169,19 @@ def load(app: Celery) -> Settings:
     parse_url(settings.database_url)
     format_of_setting(settings.serializer)
     return settings
+
+
+def _checked(name: str, value: Any) -> Any:
+    meta = _FIELDS[name].metadata
+    try:
+        if "read" in meta:
+            return meta["read"](value)
+        if meta["check"](value):
+            return value
+    except ValueError:
+        pass
+    shown = "(not shown)" if meta.get("secret") else repr(value)
+    raise ConfigurationError(f"{PREFIX}{name} = {shown}: it must be {meta['wants']}.")
 
 
 def _given(app: Celery) -> Mapping[str, Any]:

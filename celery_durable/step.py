@@ -15,7 +15,7 @@ from .effects import UNSET, Effect, Guard, Intent, OnAmbiguous, Policy, guarded
 from .errors import AmbiguityPolicyRequired, ConfigurationError
 from .retry import Retry
 
-__all__ = ["Step", "StepDescriptor", "StepRecord", "describe", "return_types", "step"]
+__all__ = ["Step", "StepDescriptor", "StepRecord", "check_name", "describe", "return_types", "step"]
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -47,9 +47,7 @@ class StepDescriptor:
     key: str | Callable[..., str] | None = None
 
     def __post_init__(self) -> None:
-        name: Any = self.name
-        if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or not _is_storable(name):
-            raise ConfigurationError(f"a step's name is a text of 1 to {_LONGEST_NAME} characters, not {name!r}.")
+        check_name(self.name, "a step's name")
         if not isinstance(self.effect, Effect):
             raise ConfigurationError(
                 f"step {self.name!r}: effect= takes a member of Effect or guarded(...), not {self.effect!r}."
@@ -108,6 +106,15 @@ class StepDescriptor:
         """A step that must not run twice; parameters and errors as in :func:`celery_durable.guarded`."""
         guard = guarded(intent, on_ambiguous=on_ambiguous, assumed=assumed, definite=definite)
         return cls(name, Effect.EXACTLY_ONCE_GUARDED, guard, retry, fingerprint, key)
+
+
+def check_name(name: Any, what: str) -> None:
+    """Refuse what the journal cannot take as a name.
+
+    :raises ConfigurationError: says ``what`` the name should be.
+    """
+    if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or not _is_storable(name):
+        raise ConfigurationError(f"{what} is a text of 1 to {_LONGEST_NAME} characters, not {name!r}.")
 
 
 def _is_storable(text: str) -> bool:

@@ -10,14 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Task
 
+from . import starting
 from .coroutines import run_to_end
 from .current import active
 from .install import install
 from .plain import PlainContext, call_plainly
 from .session import Session, current_session
+from .signature import DurableSignature
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from celery import Celery
+    from celery.result import AsyncResult, EagerResult
 
     from .context import DurableContext
 
@@ -66,6 +71,68 @@ class DurableTask(Task):  # type: ignore[type-arg]
                 )
                 setattr(cls, option, True)
         install(app)
+
+    # -- calling it -----------------------------------------------------------------------------------------
+
+    def apply_async(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        task_id: str | None = None,
+        *more: Any,
+        durable_id: str | None = None,
+        **options: Any,
+    ) -> AsyncResult[Any]:
+        """As Celery's; with a ``durable_id`` the call is done once.
+
+        :param durable_id: names the call, and becomes its task id: 1 to 255 printable characters. The execution is
+            recorded before the message is published. If this very call was made before, nothing is sent, whatever has
+            become of it, and its result is returned.
+        :raises DurableIdConflict: when the id belongs to a call with other arguments, or of another task.
+        :raises ConfigurationError: for what cannot be an id, and in the header of a chord.
+        :raises FingerprintError: for an argument by which calls cannot be compared.
+        :raises JournalUnavailable: when it could not be recorded; then it was not accepted.
+        """
+        if durable_id is not None:
+            task_id = starting.one_id(durable_id, task_id)
+            options["durable_id"] = durable_id
+        result: AsyncResult[Any] = super().apply_async(args, kwargs, task_id, *more, **options)  # type: ignore[arg-type]
+        return result
+
+    def apply(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        link: Any = None,
+        link_error: Any = None,
+        task_id: str | None = None,
+        *more: Any,
+        durable_id: str | None = None,
+        **options: Any,
+    ) -> EagerResult[Any]:
+        """As Celery's: run it here and now. ``durable_id`` and its errors are those of :meth:`apply_async`."""
+        if durable_id is not None:
+            task_id = starting.one_id(durable_id, task_id)
+            starting.record_eager(self, durable_id, args, kwargs, options.get("serializer"))
+        result: EagerResult[Any] = super().apply(args, kwargs, link, link_error, task_id, *more, **options)  # type: ignore[arg-type]
+        return result
+
+    def signature(self, args: Sequence[Any] | None = None, *more: Any, **options: Any) -> DurableSignature:
+        """As Celery's; takes a ``durable_id`` too, and so does its ``set()``."""
+        options.setdefault("app", self.app)
+        return DurableSignature(self, args, *more, **options).named()  # type: ignore[arg-type]
+
+    subtask = signature
+
+    def s(self, *args: Any, **kwargs: Any) -> DurableSignature:
+        """As Celery's: ``signature(args, kwargs)``."""
+        return self.signature(args, kwargs)
+
+    def si(self, *args: Any, **kwargs: Any) -> DurableSignature:
+        """As Celery's: a signature that takes no results of others."""
+        return self.signature(args, kwargs, immutable=True)
+
+    # -- running it -----------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the body: durably for a message, plainly for a direct call and for Celery's own tasks."""

@@ -13,7 +13,11 @@ from celery.bin.base import handle_preload_options
 from click_didyoumean import DYMGroup  # type: ignore[import-untyped]
 
 from .cancelling import cancel
+from .examining import doctor
 from .listing import list_
+from .promising import promise
+from .pruning import prune
+from .rerunning import rerun
 from .schema import downgrade, upgrade
 from .service import service
 from .settling import resolve, resume
@@ -32,5 +36,5 @@ def durable(ctx: click.Context, **preload: Any) -> None:
     """
 
 
-for command in (upgrade, downgrade, list_, show, resolve, resume, cancel, service):
+for command in (upgrade, downgrade, list_, show, resolve, resume, cancel, rerun, promise, prune, doctor, service):
     durable.add_command(command)

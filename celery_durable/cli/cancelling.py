@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
-from celery import _state
-from celery.app.task import Context
-from kombu.serialization import prepare_accept_content
 
-from .. import envelope as envelopes
-from ..errors import WrongState
-from ..store.records import Execution, PayloadKind, State
-from .base import Desk, DurableCommand, json_option, open_desk, say, write_json
+from ..store.records import State
+from .base import DurableCommand, json_option, open_desk, say, write_json
 
 __all__ = ["cancel"]
 
@@ -27,16 +20,9 @@ def cancel(ctx: click.Context, execution_id: str, reason: str, as_json: bool) ->
 
     A step that runs at this moment is not interrupted, but nothing that comes after it is done.
     """
-    desk = open_desk(ctx)
-    row = desk.operations.get(execution_id)
-    if row.state is not State.CANCELLED:
-        row = desk.operations.cancel(execution_id, reason)
-        done = f"{execution_id} was {row.state}, and is cancelled now."
-    elif _is_told(desk, execution_id):
-        raise WrongState(f"execution {execution_id} is cancelled already; there is nothing to cancel.")
-    else:
-        done = f"{execution_id} was cancelled already; the result backend is told now."
-    problem = _tell_celery(desk, row, reason)
+    from .. import cancelling
+
+    row, problem = cancelling.cancel(open_desk(ctx).app, execution_id, reason)
     if problem is not None:
         say(f"The result backend was not told ({problem}), so AsyncResult.get() goes on waiting. Cancel it once more.")
     if as_json:
@@ -49,49 +35,9 @@ def cancel(ctx: click.Context, execution_id: str, reason: str, as_json: bool) ->
             }
         )
         return
-    click.echo(done)
+    if row.state is State.CANCELLED:
+        click.echo(f"{execution_id} was cancelled already; the result backend is told now.")
+    else:
+        click.echo(f"{execution_id} was {row.state}, and is cancelled now.")
     if row.state is State.RUNNING:
         click.echo("Its worker notices with its next commit; the operation that runs now is not interrupted.")
-
-
-def _is_told(desk: Desk, execution_id: str) -> bool:
-    try:
-        return str(desk.app.backend.get_state(execution_id)) == "REVOKED"
-    # Whatever the backend raises: it is told again, which does no harm.
-    except Exception:
-        return False
-
-
-def _tell_celery(desk: Desk, row: Execution, reason: str) -> str | None:
-    """Let waiting callers, and the chord it is part of, know.
-
-    :returns: what went wrong.
-    """
-    before = _state._tls.current_app  # type: ignore[attr-defined]
-    try:
-        # Older backends look up the results of a chord in whatever application is current.
-        desk.app.set_current()
-        request = _request(desk, row)
-        store = not (request is not None and request.ignore_result)
-        desk.app.backend.mark_as_revoked(row.id, reason, request, store_result=store)
-    # Any backend, any client library; the execution is cancelled all the same.
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    finally:
-        _state._set_current_app(before)  # type: ignore[attr-defined]
-    return None
-
-
-def _request(desk: Desk, row: Execution) -> Any:
-    """The request that a worker would have: a chord wants to hear that a member is gone."""
-    stored = desk.operations.payload(row.pk, PayloadKind.ENVELOPE)
-    if stored is None:
-        return None
-    message = envelopes.unpack(stored, desk.runtime.envelope_codec)
-    try:
-        accept = prepare_accept_content(desk.app.conf.accept_content)
-        args, kwargs, embed = envelopes.body_of(message, accept)
-    # What cannot be read here may name a chord, which then is not told; the caller is.
-    except Exception:
-        args, kwargs, embed = (), {}, {}
-    return Context({**message["headers"], **message["properties"], **(embed or {}), "args": args, "kwargs": kwargs})

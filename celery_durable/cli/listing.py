@@ -8,11 +8,13 @@ from typing import Any, Final
 
 import click
 
+from ..store.promises import PromiseRow
 from ..store.records import Execution, State
 from .base import Desk, DurableCommand, json_option, open_desk, say, write_json
+from .promising import awaited_by
 from .rendering import age, console_of, iso, moment, print_table
 
-__all__ = ["list_", "summary"]
+__all__ = ["list_", "summary", "waits_for"]
 
 #: Rows per query.
 _PAGE: Final = 500
@@ -28,23 +30,26 @@ _PAGE: Final = 500
 )
 @click.option("--task", help="Only executions of the task of this name.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many.")
+@click.option("--pruned", is_flag=True, help="Only those that retention has pruned: what is left of them is their row.")
 @json_option
 @click.pass_context
-def list_(ctx: click.Context, states: Sequence[str], task: str | None, limit: int, as_json: bool) -> None:
+def list_(ctx: click.Context, states: Sequence[str], task: str | None, limit: int, pruned: bool, as_json: bool) -> None:
     """List executions, the latest first.
 
     --json: one object per line.
     """
     desk = open_desk(ctx)
-    found = _find(desk, [State(s) for s in states], task, min(limit + 1, _PAGE))
+    found = _find(desk, [State(s) for s in states], task, pruned, min(limit + 1, _PAGE))
     if as_json:
-        for row in islice(found, limit):
-            write_json(summary(row))
+        for row, waits in islice(found, limit):
+            write_json({**summary(row), "waits_for": waits_for(row, waits)})
         return
-    rows = list(islice(found, limit + 1))
+    both = list(islice(found, limit + 1))
+    rows = [row for row, _ in both]
     if not rows:
         which = " that match" if states or task else ""
-        say(f"No executions{which} in namespace {desk.namespace!r}.")
+        what = "pruned executions" if pruned else "executions"
+        say(f"No {what}{which} in namespace {desk.namespace!r}.")
         return
     rows, more = rows[:limit], len(rows) > limit
     console = console_of(ctx)
@@ -56,20 +61,43 @@ def list_(ctx: click.Context, states: Sequence[str], task: str | None, limit: in
     else:
         columns += ["created", "updated"]
         cells = [[*cell, moment(r.created_at), moment(r.updated_at)] for cell, r in zip(cells, rows, strict=True)]
-    print_table(console, columns, cells, numbers=("attempts", "steps"), folds=("id", "task"))
+    if any(row.state is State.SUSPENDED for row in rows):
+        columns.append("waits for")
+        cells = [[*cell, _awaited(row, waits)] for cell, (row, waits) in zip(cells, both, strict=False)]
+    print_table(console, columns, cells, numbers=("attempts", "steps"), folds=("id", "task", "waits for"))
     if more:
         say(f"There are more than these {limit}: --limit {limit * 10}")
 
 
-def _find(desk: Desk, states: Sequence[State], task: str | None, page_size: int) -> Iterator[Execution]:
-    """Page by page, so that many executions need no memory."""
+def _find(
+    desk: Desk, states: Sequence[State], task: str | None, pruned: bool, page_size: int
+) -> Iterator[tuple[Execution, list[PromiseRow]]]:
+    """Executions with the promises that they wait for; page by page, so that many need no memory."""
     last: int | None = None
     while True:
-        page = desk.operations.find(states=states, task=task, limit=page_size, before_pk=last)
-        yield from page
+        page = desk.operations.find(states=states, task=task, limit=page_size, before_pk=last, pruned=pruned)
+        awaited = awaited_by(desk, page)
+        yield from ((row, awaited.get(row.pk, [])) for row in page)
         if len(page) < page_size:
             return
         last = page[-1].pk
+
+
+def waits_for(row: Execution, promises: Sequence[PromiseRow]) -> dict[str, Any] | None:
+    """What a suspended execution waits for, as JSON."""
+    if row.state is not State.SUSPENDED:
+        return None
+    return {
+        "promises": [{"id": p.id, "name": p.name, "expires_at": iso(p.deadline)} for p in promises],
+        "until": iso(row.wake_at),
+    }
+
+
+def _awaited(row: Execution, promises: Sequence[PromiseRow]) -> str:
+    if row.state is not State.SUSPENDED:
+        return ""
+    words = [p.name for p in promises]
+    return ", ".join([*words, moment(row.wake_at)] if row.wake_at is not None else words)
 
 
 def summary(row: Execution) -> dict[str, Any]:
@@ -85,4 +113,5 @@ def summary(row: Execution) -> dict[str, Any]:
         "created_at": iso(row.created_at),
         "updated_at": iso(row.updated_at),
         "wake_at": iso(row.wake_at),
+        "pruned_at": iso(row.pruned_at),
     }

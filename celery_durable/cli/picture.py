@@ -14,8 +14,8 @@ from .rendering import STATE_STYLES, duration, moment, print_table, write
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ..timeline import Event, Step
     from .showing import Portrait
-    from .timeline import Event, Step
 
 __all__ = ["print_portrait"]
 
@@ -42,7 +42,7 @@ def print_portrait(console: Console, portrait: Portrait, command: str) -> None:
         for more in lines[1:]:
             write(console, Text(f"  {'':<12}{more}"))
     steps = portrait.timeline.steps
-    if steps:
+    if steps or portrait.timeline.waits:
         write(console, "")
         _print_steps(console, portrait)
     for step in steps:
@@ -61,10 +61,15 @@ def _facts(portrait: Portrait) -> Iterator[tuple[str, str]]:
         yield "why", portrait.reason
     if row.state is State.RUNNING:
         yield "owner", f"{row.owner}, until {moment(row.lease_until)}"
+    for one in portrait.promises:
+        expires = "" if one.deadline is None else f", expires {moment(one.deadline)}"
+        yield "waits for", f"promise {one.name} ({one.id}{expires})"
     if row.state is State.SUSPENDED and row.wake_at is not None:
         yield "goes on", moment(row.wake_at)
     yield "created", moment(row.created_at)
     yield "updated", moment(row.updated_at)
+    if row.pruned_at is not None:
+        yield "pruned", f"{moment(row.pruned_at)}: its journal, arguments and result were removed"
     yield "take-overs", str(row.attempts)
     yield "retries", str(row.retries)
     if portrait.outcome is not None:
@@ -90,7 +95,7 @@ def _outcome(outcome: dict[str, Any]) -> str:
 
 
 def _print_steps(console: Console, portrait: Portrait) -> None:
-    from .timeline import place_key
+    from ..timeline import place_key
 
     rows = []
     for step in portrait.timeline.steps:
@@ -98,7 +103,11 @@ def _print_steps(console: Console, portrait: Portrait) -> None:
         # Whoever reads this in a terminal recognises a key; the whole of it stands where it is needed.
         shown = f"{key[:12]}…" if key and console.is_terminal else key
         took = duration(None if step.duration_us is None else step.duration_us / 1000)
-        rows.append((step.position, step.name, step.effect or "", step.outcome, str(step.attempts), took, shown))
+        rows.append((step.position, step.name, step.effect or "", step.outcome.value, str(step.attempts), took, shown))
+    for wait in portrait.timeline.waits:
+        until = f", until {moment(wait.until)}" if wait.until is not None else ""
+        shown = wait.kind if wait.name == wait.kind else f"{wait.kind} {wait.name}"
+        rows.append((wait.position, f"{shown}{until}", "", wait.outcome, "", "", ""))
     for scope in portrait.timeline.scopes:
         branches = f"{scope.branches} branch{'' if scope.branches == 1 else 'es'}"
         rows.append((scope.position, f"parallel, {branches}", "", "ended" if scope.ended else "open", "", "", ""))

@@ -12,7 +12,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-__all__ = ["STATE_STYLES", "age", "console_of", "duration", "iso", "moment", "print_table", "write"]
+__all__ = ["STATE_STYLES", "age", "amount", "console_of", "duration", "iso", "moment", "print_table", "write"]
 
 #: Wider than any line that we print.
 _ENDLESS = 20_000
@@ -130,3 +130,11 @@ def duration(ms: float | None) -> str:
     if ms < 1000:
         return f"{ms:.1f} ms"
     return f"{ms / 1000:.1f} s" if ms < 120_000 else f"{ms / 60_000:.1f} min"
+
+
+def amount(size: int) -> str:
+    """A number of bytes, for people."""
+    for unit, each in (("GB", 1_000_000_000), ("MB", 1_000_000), ("kB", 1000)):
+        if size >= each:
+            return f"{size / each:.1f} {unit}"
+    return f"{size} bytes"

@@ -15,7 +15,7 @@ import click
 from ..errors import AmbiguousEffect
 from ..store.records import Doubt, EntryKind, Execution, PayloadKind, State, StoredPayload
 from .base import Desk, DurableCommand, command_line, json_option, open_desk, say, write_json
-from .values import DoesNotFit, type_name, typed
+from .values import DoesNotFit, class_of, type_name, typed
 
 __all__ = ["resolve", "resume"]
 
@@ -161,7 +161,7 @@ def _annotation(desk: Desk, row: Execution, doubt: Doubt, as_type: str | None) -
     if as_type == "json":
         return Any
     if as_type is not None:
-        return _class(as_type)
+        return class_of(as_type)
     from ..step import return_types
 
     # The modules of tasks that a worker would import; a step may be in any of them.
@@ -177,17 +177,6 @@ def _annotation(desk: Desk, row: Execution, doubt: Doubt, as_type: str | None) -
             "If the body expects an object, say its class: --as module:Class"
         )
     return Any
-
-
-def _class(reference: str) -> Any:
-    from ..codec.classes import LookupFailed, find
-
-    if ":" not in reference:
-        raise click.UsageError(f"--as {reference}: it looks like module:Class, or json")
-    try:
-        return find(reference)
-    except LookupFailed as error:
-        raise click.UsageError(f"--as {reference}: {error}") from None
 
 
 def _error(desk: Desk, row: Execution, doubt: Doubt, message: str) -> StoredPayload:

@@ -9,12 +9,14 @@ import click
 
 from ..store.records import PARKED_STATES, Execution, PayloadKind, State, StoredPayload
 from .base import Desk, DurableCommand, command_line, json_option, open_desk, write_json
-from .listing import summary
+from .listing import summary, waits_for
+from .promising import awaited_by
 from .rendering import console_of, iso
 from .values import plain, type_name
 
 if TYPE_CHECKING:
-    from .timeline import Event, Step, Timeline
+    from ..store.promises import PromiseRow
+    from ..timeline import Event, Step, Timeline, Waited
 
 __all__ = ["Portrait", "show"]
 
@@ -55,6 +57,8 @@ class Portrait:
     outcome: dict[str, Any] | None
     #: With ``--reveal``: ``{"args": ..., "kwargs": ...}``.
     arguments: dict[str, Any] | None
+    #: What it waits for that somebody is to bring.
+    promises: list[PromiseRow]
     reveal: bool
     desk: Desk
 
@@ -70,6 +74,7 @@ class Portrait:
         timeline = self.timeline
         return {
             **{k: v for k, v in summary(row).items() if k not in ("steps", "generation")},
+            "waits_for": waits_for(row, self.promises),
             "namespace": row.namespace,
             "epoch": row.epoch,
             "owner": row.owner if row.state is State.RUNNING else None,
@@ -80,6 +85,7 @@ class Portrait:
             "generation": self.generation,
             "generations": [{"generation": n, "aborted": why} for n, why in self.generations.items()],
             "steps": [self.step_json(step) for step in timeline.steps],
+            "waits": [self.wait_json(wait) for wait in timeline.waits],
             "scopes": [{"position": s.position, "branches": s.branches, "ended": s.ended} for s in timeline.scopes],
             "patches": timeline.patches,
         }
@@ -89,7 +95,7 @@ class Portrait:
             "position": step.position,
             "name": step.name,
             "effect": step.effect,
-            "outcome": step.outcome,
+            "outcome": step.outcome.value,
             "key": None if step.key is None else step.key.hex(),
             "attempts": step.attempts,
             "duration_ms": _ms(step.duration_us),
@@ -99,6 +105,19 @@ class Portrait:
         }
         if self.reveal:
             found |= self.content(step.outcome, step.payload)
+        return found
+
+    def wait_json(self, wait: Waited) -> dict[str, Any]:
+        found = {
+            "position": wait.position,
+            "kind": wait.kind,
+            "name": wait.name,
+            "outcome": wait.outcome,
+            "at": iso(wait.at),
+            "until": iso(wait.until),
+        }
+        if self.reveal and wait.payload is not None:
+            found["error" if wait.outcome == "failed" else "value"] = self.read(wait.payload)
         return found
 
     def _event_json(self, event: Event) -> dict[str, Any]:
@@ -141,7 +160,7 @@ def draw(desk: Desk, execution_id: str, generation: int | None, reveal: bool) ->
     :raises UnknownExecution: when there is none of this id.
     :raises click.UsageError: when it has no such generation.
     """
-    from . import timeline
+    from .. import timeline
 
     operations, codec = desk.operations, desk.runtime.codec
     row = operations.get(execution_id)
@@ -165,6 +184,7 @@ def draw(desk: Desk, execution_id: str, generation: int | None, reveal: bool) ->
         reason=_reason(desk, row, found[row.generation], reveal),
         outcome=_outcome(desk, row, reveal),
         arguments=_arguments(desk, row) if reveal else None,
+        promises=awaited_by(desk, [row]).get(row.pk, []),
         reveal=reveal,
         desk=desk,
     )

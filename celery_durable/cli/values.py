@@ -18,11 +18,13 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, Final, get_args, get_origin, get_type_hints
 
+import click
+
 from ..codec import preview
 from ..codec.models import is_model
 from ..codec.records import is_namedtuple
 
-__all__ = ["DoesNotFit", "plain", "type_name", "typed"]
+__all__ = ["DoesNotFit", "class_of", "plain", "type_name", "typed"]
 
 
 class DoesNotFit(ValueError):
@@ -73,6 +75,21 @@ def _dotted(cls: type) -> str:
 
 
 # -- in -----------------------------------------------------------------------------------------------------------
+
+
+def class_of(reference: str) -> Any:
+    """The class that ``--as`` names.
+
+    :raises click.UsageError: when there is none.
+    """
+    from ..codec.classes import LookupFailed, find
+
+    if ":" not in reference:
+        raise click.UsageError(f"--as {reference}: it looks like module:Class, or json")
+    try:
+        return find(reference)
+    except LookupFailed as error:
+        raise click.UsageError(f"--as {reference}: {error}") from None
 
 
 def typed(value: Any, annotation: Any, path: str = "value") -> Any:

@@ -20,13 +20,18 @@ from .records import Batch, Entry, PayloadKind, StoredPayload
 from .statements import FENCE, let_go
 from .tables import executions, journal, now_ms, payloads
 
-__all__ = ["append", "begin", "open_new", "settle"]
+__all__ = ["append", "begin", "can_say", "open_new", "settle"]
 
 #: What all entries of a batch have in common, and what each has for itself.
 _SHARED = ("pk", "generation", "epoch", "at")
 _OWN = [column for column in journal.columns if column.name not in _SHARED]
 #: A type with a length would cut what is too long, and JSON has no bytes.
 _TEXTUAL = (sa.String, sa.LargeBinary)
+
+
+def can_say(batch: Batch) -> bool:
+    """False for what takes more than entries."""
+    return not any(entry.promise for entry in batch.entries)
 
 
 def append(direct: Direct, batch: Batch, lease_ms: int) -> bool:

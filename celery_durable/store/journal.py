@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,6 +13,7 @@ from . import fused
 from .birth import insert_new, new_row
 from .database import Database
 from .direct import Direct
+from .promises import insert_promises
 from .records import (
     Batch,
     Birth,
@@ -109,11 +110,12 @@ def to_execution(row: Any) -> Execution:
 _EXECUTION_FIELDS = tuple(Execution.__dataclass_fields__)
 
 
-def insert_entries(connection: Connection, batches: Iterable[Batch]) -> None:
-    """Write entries; the caller holds the fence."""
+def insert_entries(connection: Connection, batches: Sequence[Batch]) -> None:
+    """Write entries, and make the promises that come with them; the caller holds the fence."""
     rows = [_row(batch, entry) for batch in batches for entry in batch.entries]
     if rows:
         connection.execute(_INSERT, rows)
+        insert_promises(connection, batches)
 
 
 def _row(batch: Batch, entry: Entry) -> dict[str, Any]:
@@ -189,7 +191,7 @@ class Journal:
                 done = fused.begin(direct, batch, self._new_row(batch, birth), birth.request.envelope())
             return set() if done else None
 
-        usual = len(ordered) == 1 and not ordered[0].again
+        usual = len(ordered) == 1 and not ordered[0].again and fused.can_say(ordered[0])
         return self._database.write(work, single=single if usual else None)
 
     def verify(self, fence: Fence) -> bool:
@@ -311,6 +313,13 @@ class Journal:
         """Entries of all guarded steps in the generations ``first`` to ``last``."""
         values = {"pk": pk, "first": first, "last": last}
         return self._database.read(lambda c: [journaled(r) for r in c.execute(_GUARDED, values)])
+
+    def promises(self, pk: int, first: int, last: int) -> list[Journaled]:
+        """The entries of all promises that were made in the generations ``first`` to ``last``."""
+        query = sa.select(*COLUMNS).where(
+            _j.pk == pk, _j.generation.between(first, last), _j.kind == int(EntryKind.PROMISE)
+        )
+        return self._database.read(lambda c: [journaled(r) for r in c.execute(query.order_by(_j.generation))])
 
     def scopes(self, pk: int, generation: int) -> set[str]:
         """The scopes that have entries."""

@@ -39,7 +39,7 @@ _x = executions.c
 _j = journal.c
 
 #: Entries whose payload is no value of a step, but says what happened.
-_TELLING = (EntryKind.AUDIT, EntryKind.SCOPE_END, EntryKind.ABORTED, EntryKind.CHECKPOINT)
+_TELLING = (EntryKind.AUDIT, EntryKind.SCOPE_END, EntryKind.ABORTED, EntryKind.CHECKPOINT, EntryKind.TIMER)
 #: The same columns, without the values of steps: those may be large, and secret.
 _WITHOUT_VALUES = (
     *(c for c in COLUMNS if c is not _j.payload),
@@ -70,8 +70,11 @@ class Operations:
         task: str | None = None,
         limit: int = 50,
         before_pk: int | None = None,
+        pruned: bool | None = False,
     ) -> list[Execution]:
         """Executions, the latest first.
+
+        :param pruned: False: without tombstones; True: nothing else; None: both.
 
         :param before_pk: go on after the last one of the previous page.
         """
@@ -82,6 +85,8 @@ class Operations:
             query = query.where(_x.task == task)
         if before_pk is not None:
             query = query.where(_x.pk < before_pk)
+        if pruned is not None:
+            query = query.where(_x.pruned_at.is_not(None) if pruned else _x.pruned_at.is_(None))
         return self._database.read(lambda c: [to_execution(r) for r in c.execute(query)])
 
     def entries(self, pk: int, generation: int, *, values: bool = True) -> list[Journaled]:
@@ -168,6 +173,11 @@ class Operations:
 
         def work(connection: Connection) -> Execution:
             row = self._locked(connection, execution_id)
+            if row.pruned_at is not None:
+                raise WrongState(
+                    f"execution {execution_id} is {row.state} and was pruned (durable_retention): its journal is gone, "
+                    "so it cannot go on. To have its work done, call the task again under another id."
+                )
             if row.state not in (*PARKED_STATES, State.FAILED):
                 raise WrongState(
                     f"execution {execution_id} is {row.state}; only ambiguous, quarantined and failed ones can be "

@@ -19,9 +19,11 @@ from .birth import insert_new, new_row
 from .database import Database
 from .direct import Direct
 from .journal import insert_entries
+from .promises import await_promises
 from .records import (
     FINAL_STATES,
     PARKED_STATES,
+    Awaiting,
     Batch,
     Birth,
     Closed,
@@ -152,6 +154,8 @@ class Ownership:
         if row.task != request.task and (state in FINAL_STATES or state is State.PENDING):
             # Somebody chose one id for two tasks.
             return self._begin_anew(connection, row, request)
+        if state in FINAL_STATES and row.pruned_at is not None:
+            return Refused(Refusal.PRUNED, state)
         if state in FINAL_STATES:
             # An eager caller waits for the value itself; nobody was told it before.
             told = row.wake_at is None and request.recoverable
@@ -163,6 +167,9 @@ class Ownership:
         if running and (row.lease_until > row.now or request.postponed):
             return Refused(Refusal.LIVE, state)
         if request.retries < row.retries or row.task != request.task:
+            return Refused(Refusal.STALE, state)
+        if state is State.SUSPENDED and not row.sends and request.recoverable:
+            # It waits, and nobody has sent it since: a duplicate of the message that brought it there.
             return Refused(Refusal.STALE, state)
         attempts = row.attempts + (1 if running else 0)
         if attempts > self._max_attempts:
@@ -195,6 +202,9 @@ class Ownership:
             "sends": 0,
             "steps": 0,
         }
+        if row.pruned_at is not None:
+            # A tombstone of what went before is no longer true of what begins now.
+            values["pruned_at"] = None
         connection.execute(grant(*values), bound({"pk": row.pk, **values}) | self._lease(request))
         if request.recoverable:
             put_payload(connection, row.pk, PayloadKind.ENVELOPE, request.envelope())
@@ -266,6 +276,8 @@ class Ownership:
         state: State,
         wake_ms: int | None,
         payload: tuple[PayloadKind, StoredPayload | None],
+        *,
+        awaiting: Awaiting | None = None,
         **values: Any,
     ) -> None:
         """Commit the last entries and a new state in one transaction, under the fence.
@@ -297,12 +309,15 @@ class Ownership:
             insert_entries(connection, [batch])
             if data is not None:
                 put_payload(connection, pk, kind, data)
+            if awaiting is not None:
+                await_promises(connection, pk, epoch, awaiting)
             return True
 
         def single(direct: Direct) -> bool | None:
             return fused.settle(direct, batch, tuple(values), parameters, envelope, kind, data) or None
 
-        self._database.write(work, single=single)
+        usual = awaiting is None and fused.can_say(batch)
+        self._database.write(work, single=single if usual else None)
 
     def finish(
         self, batch: Batch, owner: str, state: State, outcome: StoredPayload | None, *, dispatched: bool = False
@@ -324,14 +339,18 @@ class Ownership:
         envelope: StoredPayload | None = None,
         task: str | None = None,
         replacements: int = 0,
+        awaiting: Awaiting | None = None,
+        sent: bool = False,
     ) -> None:
         """Let go until ``delay_ms`` from now (None: until somebody else sends); the message of that time carries
         ``retries``.
 
+        :param awaiting: settlements of these promises end it too.
+        :param sent: the caller sends that message. Where nobody has, one that comes is a stray duplicate.
         :param task: where the execution goes on as another task (``Task.replace``), after so many ``replacements``:
             its journal starts anew.
         """
-        values: dict[str, Any] = {"retries": retries, "sends": 0}
+        values: dict[str, Any] = {"retries": retries, "sends": int(sent)}
         if task is not None:
             values |= {
                 "task": task,
@@ -340,7 +359,9 @@ class Ownership:
                 "base_generation": batch.generation + 1,
                 "attempts": 0,
             }
-        self._settle(batch, owner, State.SUSPENDED, delay_ms, (PayloadKind.ENVELOPE, envelope), **values)
+        self._settle(
+            batch, owner, State.SUSPENDED, delay_ms, (PayloadKind.ENVELOPE, envelope), awaiting=awaiting, **values
+        )
 
     def release(self, batch: Batch, owner: str, *, recoverable: bool = True, attempts: int | None = None) -> None:
         """Give the lease back in an orderly way: another worker goes on.
@@ -348,7 +369,7 @@ class Ownership:
         :param attempts: the new count of take-overs; None: this is not one.
         """
         wake = 0 if recoverable else None
-        counted = {} if attempts is None else {"attempts": attempts}
+        counted: dict[str, Any] = {} if attempts is None else {"attempts": attempts}
         self._settle(batch, owner, State.PENDING, wake, (PayloadKind.REASON, None), sends=0, **counted)
 
     def park(self, batch: Batch, owner: str, state: State, reason: StoredPayload) -> None:

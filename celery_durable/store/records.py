@@ -13,6 +13,8 @@ __all__ = [
     "EFFECT_OF_CODE",
     "FINAL_STATES",
     "PARKED_STATES",
+    "Awaited",
+    "Awaiting",
     "Batch",
     "Birth",
     "Closed",
@@ -25,6 +27,8 @@ __all__ = [
     "Fence",
     "GuardHolder",
     "Journaled",
+    "Looked",
+    "NewPromise",
     "OpenRequest",
     "Opened",
     "PayloadKind",
@@ -90,6 +94,12 @@ class EntryKind(enum.IntEnum):
     ABORTED = 12
     #: Several finished idempotent steps in one row.
     CHECKPOINT = 13
+    #: A timer was set, or a sleep begun; the payload says for how long, or until when.
+    TIMER = 14
+    #: A promise was made here; the payload says how its token is found again.
+    PROMISE = 15
+    #: The body waits here for what others bring. What it came to is a RESULT or an ERROR.
+    WAIT = 16
 
 
 class EffectCode(enum.IntEnum):
@@ -118,6 +128,23 @@ class PayloadKind(enum.IntEnum):
     REASON = 3
 
 
+class Awaited(NamedTuple):
+    """Promises that an execution waits for together."""
+
+    ids: tuple[str, ...]
+    #: How many of them must be settled before it goes on.
+    needed: int
+
+
+@dataclass(frozen=True)
+class Awaiting:
+    """What ends a suspension besides the passing of time."""
+
+    groups: tuple[Awaited, ...]
+    #: Milliseconds from now until its earliest timer; None where it has none.
+    timer_ms: int | None
+
+
 class PromiseState(enum.IntEnum):
     """State of a promise. The numbers are stored: never reuse one."""
 
@@ -141,6 +168,19 @@ class Fence(NamedTuple):
     epoch: int
 
 
+class NewPromise(NamedTuple):
+    """A promise on its way into the store, together with the journal entry that says so."""
+
+    id: str
+    name: str
+    #: BLAKE3 of the token; None where only the library itself may settle it.
+    token_hash: bytes | None = None
+    #: From its making to its expiry; None for never.
+    timeout_ms: int | None = None
+    #: From one sign of life to the next at most; None where none is expected.
+    heartbeat_ms: int | None = None
+
+
 class Entry(NamedTuple):
     """One journal entry on its way into the store."""
 
@@ -155,6 +195,8 @@ class Entry(NamedTuple):
     attempt: int = 1
     duration_us: int | None = None
     payload: StoredPayload | None = None
+    #: Made in the same transaction.
+    promise: NewPromise | None = None
 
 
 class Journaled(NamedTuple):
@@ -256,6 +298,8 @@ class Refusal(enum.Enum):
     QUARANTINED = "quarantined"
     #: It ended, and Celery was told.
     DONE = "done"
+    #: It ended so long ago that only its row is left.
+    PRUNED = "pruned"
 
 
 @dataclass(frozen=True)
@@ -300,6 +344,26 @@ class Execution:
     steps: int
     created_at: int
     updated_at: int
+    #: When journal and payloads were removed.
+    pruned_at: int | None = None
+
+
+class Looked(NamedTuple):
+    """What retention has to know of an execution; times in milliseconds, by the database's clock."""
+
+    pk: int
+    #: False: another application's.
+    ours: bool
+    state: State
+    epoch: int
+    generation: int
+    steps: int
+    #: It has ended, and nobody is to be told any more.
+    settled: bool
+    #: Since the latest change.
+    idle: int
+    #: Since it was pruned; None: it was not.
+    pruned: int | None
 
 
 class Doubt(NamedTuple):

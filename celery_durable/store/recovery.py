@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import contextlib
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 
 from .database import Database
+from .outbox import Existing, IdTaken, Published, existing, known_ids, new_pks, row_of, wakes
 from .records import Due, PayloadKind, State, StoredPayload
 from .rows import quarantine
-from .tables import executions, new_pk, now_ms, payloads
+from .tables import executions, now_ms, outbox, payloads
 
-__all__ = ["Claims", "Parked", "Published", "RecoveryStore"]
+__all__ = ["Claims", "Existing", "IdTaken", "Parked", "Published", "RecoveryStore"]
 
 _x = executions.c
+_o = outbox.c
 
 #: Longest pause between two sends of one message, in milliseconds.
 _LONGEST_SPACING = 3_600_000
 #: 2 ** 12 leases are beyond it for every lease of a second or more.
 _MOST_DOUBLINGS = 12
-
-
-class Published(NamedTuple):
-    """A message that is about to be published, to be recorded first (the outbox)."""
-
-    id: str
-    task: str
-    retries: int
-    envelope: StoredPayload
-    #: Milliseconds from now until the message is due (its countdown or ETA).
-    delay_ms: int = 0
-    #: How often ``Task.replace`` has handed the id on.
-    replacements: int = 0
+#: How often a race for an id is looked at anew.
+_TRIES = 8
 
 
 class Parked(NamedTuple):
@@ -52,6 +44,8 @@ class Claims(NamedTuple):
     parked: list[Parked]
     #: Milliseconds until the next row is due; ``None`` when there is none. Zero or less: claim again at once.
     next_ms: int | None
+    #: The same for the messages of tasks that are not durable: see :class:`~.outbox.OutboxStore`.
+    outbox_ms: int | None
 
 
 class RecoveryStore:
@@ -98,13 +92,19 @@ class RecoveryStore:
                     sa.update(executions).where(_x.pk == row.pk).values(wake_at=now_ms() + spacing, sends=_x.sends + 1)
                 )
             envelopes = self._envelopes(connection, [r.pk for r in claimed])
-            following = connection.execute(
-                sa.select(sa.func.min(_x.wake_at) - now_ms()).where(
-                    ours, _x.wake_at.is_not(None), lapsed if spared else sa.true()
+            # What comes next, there and in the outbox, which costs no statement of its own while it is empty.
+            following, unsent = connection.execute(
+                sa.select(
+                    sa.select(sa.func.min(_x.wake_at) - now_ms())
+                    .where(ours, _x.wake_at.is_not(None), lapsed if spared else sa.true())
+                    .scalar_subquery(),
+                    sa.select(sa.func.min(_o.wake_at) - now_ms())
+                    .where(_o.namespace == self._namespace)
+                    .scalar_subquery(),
                 )
-            ).scalar()
+            ).one()
             due = [Due(r.pk, r.id, r.task, State(r.state), r.epoch, r.sends, envelopes.get(r.pk)) for r in claimed]
-            return Claims(due, reasons, None if following is None else int(following))
+            return Claims(due, reasons, *(None if ms is None else int(ms) for ms in (following, unsent)))
 
         return self._database.write(work)
 
@@ -117,13 +117,12 @@ class RecoveryStore:
         )
         return {r.pk: StoredPayload(r.codec, bytes(r.data)) for r in connection.execute(query)}
 
-    def unsent(self, pk: int, delay_ms: int) -> None:
-        """A claimed message could not be sent: let it come up again after ``delay_ms``."""
-        self._database.write(
-            lambda c: c.execute(
-                sa.update(executions).where(_x.pk == pk, _x.wake_at.is_not(None)).values(wake_at=now_ms() + delay_ms)
-            )
-        )
+    def unsent(self, pks: Sequence[int], delay_ms: int) -> None:
+        """Claimed messages could not be sent: let them come up again after ``delay_ms``, as if they had not been."""
+        if pks:
+            mine = sa.and_(_x.pk.in_(list(pks)), _x.wake_at.is_not(None), _x.sends > 0)
+            values = {"wake_at": now_ms() + delay_ms, "sends": _x.sends - 1}
+            self._database.write(lambda c: c.execute(sa.update(executions).where(mine).values(values)))
 
     def forsake(self, owner_prefix: str) -> int:
         """A process is known to be dead: its leases run out now.
@@ -144,57 +143,89 @@ class RecoveryStore:
             lambda c: c.execute(sa.update(executions).where(mine).values(lease_until=0, wake_at=now_ms())).rowcount
         )
 
-    def publish(self, messages: Sequence[Published]) -> list[int]:
+    def publish(
+        self, messages: Sequence[Published], then: Callable[[Connection, Sequence[int]], None] | None = None
+    ) -> list[int | None]:
         """Record messages before they are published, in one transaction.
 
-        :returns: the primary key of each; of the existing row where the id is known already.
+        :param then: what belongs to them, written in the same transaction; gets the keys of the new rows.
+        :returns: the primary key of each; of the existing row where the id is known already. None where the caller
+            chose the id and this very call is recorded already: it is not to be sent.
+        :raises IdTaken: where a chosen id is that of another call; then nothing was recorded.
         """
-        try:
-            return self._database.write(lambda c: self._publish(c, messages, look=False))
-        except IntegrityError:
-            return self._database.write(lambda c: self._publish(c, messages, look=True))
+        # Fixed here, so that a second try recognises what the first one has written.
+        keys = new_pks(len(messages))
+        chosen = any(message.args_hash is not None for message in messages)
+        if not chosen:
+            with contextlib.suppress(IntegrityError):
+                return self._database.write(lambda c: self._publish(c, keys, messages, then, look=False))
+        for _ in range(_TRIES):
+            # What fails here raced with somebody else's insert.
+            with contextlib.suppress(IntegrityError):
+                return self._database.write(lambda c: self._publish(c, keys, messages, then, look=True))
+        return self._database.write(lambda c: self._publish(c, keys, messages, then, look=True))
 
-    def _publish(self, connection: Connection, messages: Sequence[Published], *, look: bool) -> list[int]:
-        keys = [new_pk() for _ in messages]
-        known: dict[str, int] = {}
-        if look:
-            query = sa.select(_x.id, _x.pk).where(_x.namespace == self._namespace, _x.id.in_([m.id for m in messages]))
-            known = {row.id: row.pk for row in connection.execute(query)}
-        rows, data = [], []
+    def _publish(
+        self,
+        connection: Connection,
+        keys: Sequence[int],
+        messages: Sequence[Published],
+        then: Callable[[Connection, Sequence[int]], None] | None,
+        *,
+        look: bool,
+    ) -> list[int | None]:
+        known = self._known(connection, messages) if look else {}
+        fresh: dict[str, tuple[int, Published]] = {}
+        ours = set(keys)
+        answer: list[int | None] = []
+        rows: list[dict[str, Any]] = []
+        data: list[dict[str, Any]] = []
         for pk, message in zip(keys, messages, strict=True):
-            if message.id in known:
+            if message.id in fresh:
+                answer.append(_twice(*fresh[message.id], message))
                 continue
-            rows.append(
-                {
-                    "pk": pk,
-                    "namespace": self._namespace,
-                    "id": message.id,
-                    "task": message.task,
-                    "state": State.PENDING.value,
-                    "epoch": 0,
-                    "lease_until": 0,
-                    "delay": message.delay_ms,
-                    "generation": 1,
-                    "base_generation": 1,
-                    "attempts": 0,
-                    "retries": message.retries,
-                    "replacements": message.replacements,
-                    "sends": 0,
-                    "steps": 0,
-                }
-            )
-            data.append(
-                {
-                    "pk": pk,
-                    "kind": int(PayloadKind.ENVELOPE),
-                    "codec": message.envelope.codec,
-                    "data": message.envelope.data,
-                }
-            )
+            if message.id in known:
+                answer.append(self._recorded(connection, ours, message, known[message.id]))
+                continue
+            fresh[message.id] = pk, message
+            answer.append(pk)
+            rows.append(row_of(pk, self._namespace, message, self._lease_ms))
+            if message.envelope is not None:
+                codec, stored = message.envelope
+                data.append({"pk": pk, "kind": int(PayloadKind.ENVELOPE), "codec": codec, "data": stored})
         if rows:
-            wake = now_ms() + self._lease_ms + sa.bindparam("delay", type_=sa.BigInteger)
-            connection.execute(
-                sa.insert(executions).values(wake_at=wake, created_at=now_ms(), updated_at=now_ms()), rows
-            )
+            connection.execute(sa.insert(executions).values(**wakes()), rows)
+        if data:
             connection.execute(sa.insert(payloads), data)
-        return [known.get(m.id, pk) for pk, m in zip(keys, messages, strict=True)]
+        if rows and then is not None:
+            then(connection, [row["pk"] for row in rows])
+        return answer
+
+    def _known(self, connection: Connection, messages: Sequence[Published]) -> dict[str, Any]:
+        return known_ids(connection, self._namespace, messages)
+
+    @staticmethod
+    def _recorded(connection: Connection, ours: Collection[int], message: Published, before: Any) -> int | None:
+        """What is answered for a message whose id has a row already."""
+        if before.pk in ours or message.args_hash is None:
+            return int(before.pk)
+        if before.args_hash is not None and bytes(before.args_hash) == message.args_hash:
+            return None
+        raise IdTaken(message, existing(connection, before))
+
+    def adopt(self, pk: int, args_hash: bytes) -> None:
+        """From now on the execution is known by this call, which has turned out to be its own."""
+        self._database.write(
+            lambda c: c.execute(
+                sa.update(executions).where(_x.pk == pk, _x.args_hash.is_(None)).values(args_hash=args_hash)
+            )
+        )
+
+
+def _twice(pk: int, first: Published, second: Published) -> int | None:
+    """What is answered for a message whose id another one of the batch has."""
+    if second.args_hash is None:
+        return pk
+    if first.args_hash != second.args_hash:
+        raise IdTaken(second, first)
+    return None

@@ -30,7 +30,19 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import GenericFunction
 
-__all__ = ["executions", "guards", "journal", "metadata", "new_pk", "now_ms", "outbox", "payloads", "promises"]
+__all__ = [
+    "executions",
+    "guards",
+    "journal",
+    "metadata",
+    "new_pk",
+    "now_ms",
+    "outbox",
+    "payloads",
+    "pk_at",
+    "promises",
+    "upkeep",
+]
 
 metadata = MetaData()
 
@@ -172,10 +184,16 @@ promises = Table(
     Column("state", SmallInteger, nullable=False),
     #: The epoch in which the execution was suspended to wait for it; its settlement wakes that suspension only.
     Column("awaited", Integer, nullable=True),
+    #: How many of those that are awaited together with it must be settled before that suspension ends.
+    Column("needed", Integer, nullable=True),
+    #: When that suspension ends at the latest, for a timer of its own; NULL for never.
+    Column("timer_at", BigInteger, nullable=True),
     #: When it expires; NULL for never.
     Column("deadline", BigInteger, nullable=True),
     #: Each sign of life moves the deadline this many milliseconds ahead; NULL where none is expected.
     Column("heartbeat_ms", BigInteger, nullable=True),
+    #: Signs of life move the deadline no further than this; NULL where nothing limits it.
+    Column("expires_at", BigInteger, nullable=True),
     Column("created_at", BigInteger, nullable=False),
     Column("settled_at", BigInteger, nullable=True),
     Column("codec", SmallInteger, nullable=True),
@@ -198,6 +216,18 @@ outbox = Table(
     Column("codec", SmallInteger, nullable=False),
     Column("data", _Blob, nullable=False),
     Index("ix_durable_outbox_wake", "namespace", "wake_at"),
+)
+
+#: One row per namespace: which service looks after what is old, and how far it has come.
+upkeep = Table(
+    "durable_upkeep",
+    metadata,
+    Column("namespace", _text(64), primary_key=True),
+    #: The service that has the right to, until then.
+    Column("owner", _ascii(96), nullable=False),
+    Column("held_until", BigInteger, nullable=False),
+    #: What it needs to go on, as JSON.
+    Column("progress", _ascii(4000), nullable=False),
 )
 
 
@@ -228,9 +258,17 @@ def _now_mysql(element: Any, compiler: Any, **kw: Any) -> str:
 
 def new_pk() -> int:
     """A fresh primary key: 41 bits of milliseconds, then 22 random ones. The insert notices a collision."""
-    return (int(time.time() * 1000) - 1_577_836_800_000 << 22 | _random.getrandbits(22)) & 0x7FFF_FFFF_FFFF_FFFF
+    return (pk_at(int(time.time() * 1000)) | _random.getrandbits(22)) & 0x7FFF_FFFF_FFFF_FFFF
 
 
 #: Its own: nobody else seeds it. A fork must not go on with the numbers of its parent.
 _random = random.Random()
 os.register_at_fork(after_in_child=_random.seed)
+
+
+def pk_at(ms: int) -> int:
+    """What every primary key is smaller than that was made before a time, by the clock of whoever made it.
+
+    :param ms: since 1970-01-01 UTC.
+    """
+    return ms - 1_577_836_800_000 << 22

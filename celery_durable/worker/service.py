@@ -18,12 +18,17 @@ from typing import TYPE_CHECKING, Any, Final
 from .. import envelope as envelopes
 from ..errors import DurableError
 from ..faults import reached
+from ..publish import broker_errors
+from ..retention import Rules
 from ..runtime import Runtime
 from ..signals import park
-from ..store import Database, RecoveryStore
+from ..store import Database, OutboxStore, RecoveryStore, RetentionStore
+from ..store.outbox import Due as Unsent
 from ..store.records import Due, State
+from ..threads import native_thread
 from .control import peer_is_us
 from .handlers import handle
+from .upkeep import Upkeep
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -39,6 +44,8 @@ _FIRST_PAUSE: Final = 0.25
 _LONGEST_PAUSE: Final = 5.0
 #: How often a service in a thread looks whether it is to stop, in seconds.
 _GLANCE: Final = 0.05
+#: How often retention looks whether there is anything to do, in rounds of recovery.
+_UPKEEP_EVERY: Final = 10
 
 
 class Service:
@@ -74,11 +81,31 @@ class Service:
             lease_ms=self.settings.lease_ms,
             max_attempts=self.settings.max_attempts,
         )
+        self.outbox = OutboxStore(database, namespace=self.settings.namespace, lease_ms=self.settings.lease_ms)
+        #: None where nothing is pruned by itself.
+        self._upkeep = self._new_upkeep()
         self._connection: Any = None
         self._producer: Any = None
         #: When the present claim was first tried (``time.monotonic()``); None where the last one was answered.
         self._trying_since: float | None = None
         self._sparing_until = 0.0
+
+    def _new_upkeep(self) -> Upkeep | None:
+        rules, settings, database = Rules.of(self.settings), self.settings, self.runtime.database
+        if not rules.active:
+            return None
+        rest: Callable[[], None] = lambda: None  # noqa: E731
+        if not database.in_memory:
+            # One connection for all the small transactions of a turn, and none between the turns.
+            database = Database(settings.database_url, timeout=settings.ack_timeout)
+            rest = database.dispose
+        return Upkeep(
+            RetentionStore(database, namespace=settings.namespace),
+            rules,
+            self.runtime.new_owner(),
+            rhythm=_UPKEEP_EVERY * settings.recovery_interval,
+            rest=rest,
+        )
 
     def stop(self) -> None:
         """Leave :meth:`run` soon."""
@@ -86,6 +113,9 @@ class Service:
 
     def run(self, sleep: Callable[[float], None] = time.sleep) -> None:
         """Recover until :meth:`stop`."""
+        if self._upkeep is not None:
+            # In a thread of its own: no claim ever waits for it.
+            native_thread(self._upkeep.run, "durable-retention")
         pause = _FIRST_PAUSE
         while not self._stopping and not self._orphaned():
             try:
@@ -99,6 +129,8 @@ class Service:
                 wait = pause
                 pause = min(pause * 2, _LONGEST_PAUSE)
             self._wait(wait, sleep)
+        if self._upkeep is not None:
+            self._upkeep.stop()
         self._disconnect()
         self.ended = True
 
@@ -116,12 +148,13 @@ class Service:
         for parked in claims.parked:
             self._show_parked(parked.id, parked.reason)
             park(parked.task, parked.id, State.QUARANTINED, parked.reason)
-        for due in claims.due:
-            self._send(due)
-        if len(claims.due) + len(claims.parked) >= _BATCH:
+        unsent = self.outbox.claim(_BATCH) if claims.outbox_ms is not None and claims.outbox_ms <= 0 else []
+        self._send_all([*claims.due, *unsent])
+        if max(len(claims.due) + len(claims.parked), len(unsent)) >= _BATCH:
             return 0.0
+        waits = [ms for ms in (claims.next_ms, None if unsent else claims.outbox_ms) if ms is not None]
         interval = self.settings.recovery_interval
-        return interval if claims.next_ms is None else min(max(claims.next_ms / 1000, 0.01), interval)
+        return min([interval, *(max(ms / 1000, 0.01) for ms in waits)])
 
     def _spares_owners(self) -> bool:
         """Whether leases that have run out are left alone: while the journal was out of reach nobody could renew
@@ -132,16 +165,51 @@ class Service:
             self._sparing_until = now + lease
         return now < self._sparing_until
 
-    def _send(self, due: Due) -> None:
+    def _send_all(self, claimed: list[Due | Unsent]) -> None:
+        """Send what was claimed, in the order in which it was recorded."""
+        left = sorted(claimed, key=lambda one: one.pk)
+        sent: list[int] = []
+        try:
+            while left:
+                done = self._try_to_send(left[0])
+                one = left.pop(0)
+                if done and isinstance(one, Unsent):
+                    sent.append(one.pk)
+        except Exception:
+            # The broker is out of reach: as if these had not been claimed.
+            pause = int(self.settings.recovery_interval * 1000)
+            self.recovery.unsent([one.pk for one in left if isinstance(one, Due)], pause)
+            self.outbox.unsent([one.pk for one in left if isinstance(one, Unsent)], pause)
+            raise
+        finally:
+            self.outbox.sent(sent)
+
+    def _try_to_send(self, due: Due | Unsent) -> bool:
+        """False for a message that cannot be sent, and must not keep others from being sent.
+
+        :raises: what the broker's connection raised.
+        """
+        try:
+            self._send(due)
+        except broker_errors(self.app):
+            raise
+        except Exception:
+            logger.exception("%s[%s] could not be sent; it is tried again later", due.task, due.id)
+            return False
+        return True
+
+    def _send(self, due: Due | Unsent) -> None:
         if due.envelope is None:
             logger.error("%s[%s] is due but its message was not stored; it cannot be sent again", due.task, due.id)
             return
         message = envelopes.unpack(due.envelope, self.runtime.envelope_codec)
-        try:
-            envelopes.resend(self.app, message, due.pk, producer=self._ready(), started=due.epoch > 0)
-        except Exception:
-            self.recovery.unsent(due.pk, int(self.settings.recovery_interval * 1000))
-            raise
+        if isinstance(due, Unsent):
+            reached("outbox.after_claim", due.id)
+            envelopes.resend(self.app, message, None, producer=self._ready(), started=False)
+            reached("outbox.after_send", due.id)
+            logger.info("%s[%s] is sent from the outbox", due.task, due.id)
+            return
+        envelopes.resend(self.app, message, due.pk, producer=self._ready(), started=due.epoch > 0)
         level = logging.INFO if due.sends == 0 else logging.DEBUG
         logger.log(level, "%s[%s] (%s) is sent again", due.task, due.id, due.state)
 

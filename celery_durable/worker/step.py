@@ -13,6 +13,7 @@ from billiard.context import Process
 from celery import bootsteps
 from celery.platforms import set_pdeathsig, set_process_title  # type: ignore[attr-defined]
 
+from ..doctor import warn_at_start
 from ..settings import load
 from ..threads import native_thread
 from .control import SocketControl, address_of, listen, set_control
@@ -52,6 +53,7 @@ class DurableStep(bootsteps.StartStopStep):
     def start(self, worker: Any) -> None:
         """Start the service: a process under prefork, a native thread elsewhere."""
         app = worker.app
+        warn_at_start(app)
         self._stopped = False
         if _forks(worker):
             self._control = SocketControl(address_of(os.getpid()))

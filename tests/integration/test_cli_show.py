@@ -74,6 +74,7 @@ def test_executions_are_listed(app: Celery):
     assert [r["id"] for r in rows] == ["doubt-1", "ok-2", "bad-1", "ok-1"]
     assert list(rows[0]) == [
         "id", "task", "state", "attempts", "retries", "generation", "steps", "created_at", "updated_at", "wake_at",
+        "pruned_at", "waits_for",
     ]  # fmt: skip
     assert rows[0]["created_at"].endswith("+00:00")
     assert rows[0]["created_at"] <= rows[0]["updated_at"]

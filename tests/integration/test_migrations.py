@@ -32,7 +32,7 @@ from celery_durable.store.tables import metadata, now_ms
 from tests.support.databases import JournalDatabase
 
 FIRST = {"durable_execution", "durable_payload", "durable_journal", "durable_guard"}
-TABLES = {*FIRST, "durable_promise", "durable_outbox"}
+TABLES = {*FIRST, "durable_promise", "durable_outbox", "durable_upkeep"}
 VERSION = "durable_version"
 
 NEXT = """
@@ -216,6 +216,9 @@ def test_mysql_compares_byte_by_byte_and_holds_large_payloads(database: JournalD
         "durable_outbox.namespace": "utf8mb4_bin",
         "durable_outbox.id": "utf8mb4_bin",
         "durable_outbox.task": "utf8mb4_bin",
+        "durable_upkeep.namespace": "utf8mb4_bin",
+        "durable_upkeep.owner": "ascii_bin",
+        "durable_upkeep.progress": "ascii_bin",
     }
     assert {f"{table}.{column}" for table, column, kind, _ in columns if kind == "longblob"} == {
         "durable_payload.data",
@@ -283,8 +286,8 @@ def test_both_names_of_mysql_give_the_same_tables(scheme: str, capsys: pytest.Ca
     migrations.upgrade(f"{scheme}://root@127.0.0.1:1/shop", sql=True)
     sql = capsys.readouterr().out
     assert sql.count(")ENGINE=InnoDB CHARSET=utf8mb4;") == len(TABLES)
-    assert sql.count("COLLATE utf8mb4_bin") == 8
-    assert sql.count("COLLATE ascii_bin") == 5
+    assert sql.count("COLLATE utf8mb4_bin") == 9
+    assert sql.count("COLLATE ascii_bin") == 7
     assert sql.count("LONGBLOB") == 4
     assert sql.count("BINARY(32)") == 6
 

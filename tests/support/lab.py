@@ -173,6 +173,10 @@ class Lab:
         """As if its owner had been silent for too long."""
         self.sql(sa.update(executions).where(executions.c.id == id).values(lease_until=0))
 
+    def wake(self) -> None:
+        """As if the time of every execution that waits had come."""
+        self.sql(sa.update(executions).where(executions.c.state == State.SUSPENDED.value).values(wake_at=1))
+
     # -- what an operator does ------------------------------------------------------------------------------
 
     def settle(self, place: str, kind: EntryKind, value: Any = None, id: str = "one") -> list[Doubt]:  # noqa: A002

@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 import pytest
 
-from celery_durable.cli import durable, timeline
+from celery_durable.cli import durable
 from celery_durable.cli.rendering import STATE_STYLES
+from celery_durable.timeline import StepOutcome
 
 PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
 #: Whatever stands as code in the first cell of a table.
@@ -19,7 +20,7 @@ LISTED = {
 
 
 def test_every_outcome_is_explained():
-    outcomes = {*timeline._OUTCOMES.values(), "conflict", "trying", "to run", "unreadable"}
+    outcomes = {outcome.value for outcome in StepOutcome}
     assert outcomes <= LISTED
     assert outcomes - {"failed", "to run"} <= set(STATE_STYLES)
 

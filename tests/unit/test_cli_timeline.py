@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from celery_durable.cli.timeline import Step, place_key, read
 from celery_durable.codec import Codec
 from celery_durable.store.records import EffectCode, EntryKind, Journaled, State
+from celery_durable.timeline import Step, place_key, read
 
 K = EntryKind
 CODEC = Codec()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import re
 import sys
 import types
@@ -13,6 +14,7 @@ from celery import Celery
 
 from celery_durable import ConfigurationError, DurableTask
 from celery_durable.settings import PREFIX, Settings, load
+from celery_durable.store.records import State
 
 NAMES = [field.name for field in dataclasses.fields(Settings)]
 KNOWN = ", ".join(PREFIX + name for name in NAMES)
@@ -48,19 +50,33 @@ def test_nothing_has_to_be_set() -> None:
         on_divergence="restart",
         on_unavailable="raise",
         outbox=False,
+        retention=None,
+        retention_count=None,
+        retention_bytes=None,
+        tombstone_ttl=604_800.0,
+        key_retention=None,
+        silence=(),
+        secret=None,
     )
 
 
 def test_everything_can_be_set() -> None:
-    wanted = Settings("sqlite://", 20, 0.5, 0, 2.5, 1, 2, 3, "pickle", "n" * 64, "park", "degrade", True)
+    wanted = Settings(
+        "sqlite://", 20, 0.5, 0, 2.5, 1, 2, 3, "pickle", "n" * 64, "park", "degrade", True,
+        {"failed": 4.0}, 5, {"completed": 6}, None, 7.0, ("CD901",), ["s" * 16],
+    )  # fmt: skip
     given = {PREFIX + name: value for name, value in dataclasses.asdict(wanted).items()}
-    assert len(given) == 13
+    assert len(given) == 20
     assert load(configured(**given)) == wanted
     assert wanted.lease_ms == 20_000
 
 
 SECONDS = "it must be a number of seconds above 0."
 COUNT = "it must be a whole number, 1 or more."
+DURATION = "it must be a number of seconds, 0 or more, a timedelta, or None"
+PER_STATE = "or a dict of those for 'completed', 'failed' and 'cancelled'."
+AGES = f"{DURATION}, {PER_STATE}"
+AMOUNT = "it must be a whole number, 0 or more"
 NOT_A_NUMBER = [0, -1, "30", None, True, float("nan"), float("inf"), [30]]
 NOT_A_COUNT = [0, -1, 1.5, "3", None, True]
 
@@ -80,6 +96,22 @@ def _bad() -> list[Any]:
         "on_divergence": ([None, "RESTART", "ignore", ["park"]], "it must be 'restart' or 'park'."),
         "on_unavailable": ([None, "ignore", True], "it must be 'raise' or 'degrade'."),
         "outbox": (["yes", 1, 0, "True"], "it must be True, False or None."),
+        "retention": ([-1, "7d", True, [7], {"done": 3}, {"completed": -1}, {State.QUARANTINED: 3}, {3: 3}], AGES),
+        "retention_count": (
+            [-1, 1.5, "3", True, {"done": 3}, {"completed": {"failed": 3}}],
+            f"{AMOUNT}, None, {PER_STATE}",
+        ),
+        "retention_bytes": (
+            [-1, 1.5, "1 GB", {"failed": "3"}],
+            f"it must be a number of bytes, 0 or more, None, {PER_STATE}",
+        ),
+        "tombstone_ttl": ([-1, "7d", True, float("nan"), dt.timedelta(days=-1), {"failed": 3}], f"{DURATION}."),
+        "key_retention": ([-1, "7d"], f"{DURATION}."),
+        "silence": (["CD901", [901], ["CD9"], None], "it must be a list of codes, such as ['CD901']."),
+        "secret": (
+            ["", "fifteen letters", 5, [], ["s" * 16, "short"], [None]],
+            "it must be a text of at least 16 characters, or several in a list, the newest first.",
+        ),
     }
     assert list(table) == NAMES
     return [pytest.param(n, v, wants, id=f"{n}={v!r}"[:40]) for n, (values, wants) in table.items() for v in values]
@@ -87,7 +119,12 @@ def _bad() -> list[Any]:
 
 @pytest.mark.parametrize(("name", "value", "wants"), _bad())
 def test_a_value_of_a_wrong_kind_is_refused_with_the_right_one(name: str, value: Any, wants: str) -> None:
-    assert refused(**{PREFIX + name: value}) == f"durable_{name} = {value!r}: {wants}"
+    shown = "(not shown)" if name == "secret" else repr(value)
+    assert refused(**{PREFIX + name: value}) == f"durable_{name} = {shown}: {wants}"
+
+
+def test_a_secret_is_not_shown_with_the_settings() -> None:
+    assert "hidden" not in repr(load(configured(durable_secret="a hidden secret of mine")))
 
 
 @pytest.mark.parametrize(
@@ -146,6 +183,21 @@ def test_the_outbox_is_on_where_a_broker_loses_messages(conf: dict[str, Any], ou
     app = Celery("shop", set_as_current=False)
     app.conf.update(conf)
     assert load(app).outbox is outbox
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        (0, {"cancelled": 0.0, "completed": 0.0, "failed": 0.0}),
+        (dt.timedelta(days=1), {"cancelled": 86_400.0, "completed": 86_400.0, "failed": 86_400.0}),
+        ({"completed": dt.timedelta(minutes=1), "failed": None}, {"completed": 60.0}),
+        ({State.FAILED: 3}, {"failed": 3.0}),
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_retention_may_be_written_in_several_ways(given: Any, read: Any) -> None:
+    assert load(configured(durable_retention=given)).retention == read
 
 
 def test_an_application_without_a_name_has_the_namespace_celery() -> None:

@@ -13,12 +13,12 @@ from typing import Final, TextIO
 
 import sqlalchemy as sa
 from sqlalchemy import exc
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
 
 from ...errors import SchemaError
 from ..database import autocommit
 
-__all__ = ["VERSION_TABLE", "current", "downgrade", "ensure", "head", "upgrade"]
+__all__ = ["VERSION_TABLE", "current", "downgrade", "ensure", "head", "is_current", "upgrade"]
 
 VERSION_TABLE: Final = "durable_version"
 
@@ -52,6 +52,15 @@ def current(engine: Engine) -> str | None:
                 return None
         # Another process has just made it, or the error was another one and comes again.
         return connection.execute(query).scalar()
+
+
+def is_current(connection: Connection) -> bool:
+    """Whether the tables that a connection sees are of this version (SQLite: elsewhere an error ends a transaction)."""
+    try:
+        query = sa.select(sa.table(VERSION_TABLE, sa.column("version_num")).c.version_num)
+        return bool(connection.execute(query).scalar() == head())
+    except exc.OperationalError:
+        return False
 
 
 def ensure(engine: Engine, create: bool) -> None:

@@ -115,3 +115,9 @@ def mirror(self: DurableTask, *args: Any, **kwargs: Any) -> int:
     Ledger.from_env().fire("mirror", execution=request.id, seen=seen)
     await_gate("release")
     return self.durable.step(WORK, happen, len(args))
+
+
+@app.task
+def note(what: str) -> None:
+    """A task that is not durable."""
+    Ledger.from_env().fire("note", what=what)

@@ -65,14 +65,19 @@ class Arena:
     # -- acting ----------------------------------------------------------------------------------------------
 
     def worker(
-        self, *, conf: dict[str, Any] | None = None, durable: dict[str, Any] | None = None, **options: Any
+        self,
+        *,
+        conf: dict[str, Any] | None = None,
+        durable: dict[str, Any] | None = None,
+        env: dict[str, str] | None = None,
+        **options: Any,
     ) -> WorkerProcess:
         """A worker that takes one message per pool process, and whose leases are short.
 
         :param durable: the durable settings, in the place of the usual ones.
         """
         usual = {"durable_lease_timeout": LEASE, "durable_recovery_interval": 0.2, "durable_max_attempts": 100}
-        env = {**self.ledger.env, DIRECTORY_VARIABLE: str(self._faults), GATES: str(self._gates)}
+        env = {**self.ledger.env, DIRECTORY_VARIABLE: str(self._faults), GATES: str(self._gates), **(env or {})}
         settings = [self.broker.conf, self.database.conf, usual if durable is None else durable]
         prefetch = {"worker_prefetch_multiplier": 1}
         return self._workers(self.app, *settings, conf={**prefetch, **(conf or {})}, env=env, **options)
@@ -133,7 +138,7 @@ class Arena:
         settled = FINAL_STATES | PARKED_STATES
 
         def all_settled() -> bool:
-            rows = [row for row in self.operations.find(limit=5000) if row.id in wanted]
+            rows = [row for row in self.operations.find(limit=5000, pruned=None) if row.id in wanted]
             open_ones.clear()
             open_ones.update({r.id: str(r.state) for r in rows if r.state not in settled or r.wake_at is not None})
             return len(rows) == len(wanted) and not open_ones

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.databases import JournalDatabase
+from tests.support.delivery import Delivery
 from tests.support.lab import Lab, quiet_heartbeat
 from tests.support.ledger import Ledger
 
@@ -22,8 +23,8 @@ def make_lab(request: pytest.FixtureRequest, ledger: Ledger, monkeypatch: pytest
         database: JournalDatabase = request.getfixturevalue("database")
         conf = database.conf
 
-    def make(**settings: Any) -> Lab:
-        labs.append(Lab(ledger, **{**conf, **settings}))
+    def make(kind: type[Lab] = Lab, **settings: Any) -> Lab:
+        labs.append(kind(ledger, **{**conf, **settings}))
         return labs[-1]
 
     yield make
@@ -35,3 +36,9 @@ def make_lab(request: pytest.FixtureRequest, ledger: Ledger, monkeypatch: pytest
 def lab(make_lab: Callable[..., Lab]) -> Lab:
     """A lab with the default settings."""
     return make_lab()
+
+
+@pytest.fixture
+def deliver(lab: Lab) -> Delivery:
+    """Delivers messages of the lab's task."""
+    return Delivery(lab)

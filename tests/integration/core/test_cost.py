@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
-from sqlalchemy import event
+from sqlalchemy import create_engine, event
+from sqlalchemy.engine import Engine
 
-from celery_durable import DurableTask, Effect, Intent, OnAmbiguous, StepDescriptor
+from celery_durable import DurableTask, Effect, Intent, OnAmbiguous, StepDescriptor, enqueue
 from celery_durable.runtime import Runtime
 from celery_durable.store import migrations
 from celery_durable.store.direct import Direct
@@ -54,7 +55,7 @@ def double(number: int) -> int:
 
 def _words(statement: str) -> list[str]:
     """What a statement does to which table, in its order; ``select`` only where nothing is written."""
-    found = re.findall(r"(?is)\b(insert into|update|delete from|select)\b[^()]*?\bdurable_(\w+)", statement)
+    found = re.findall(r"(?is)\b(insert(?: ignore)? into|update|delete from|select)\b[^()]*?\bdurable_(\w+)", statement)
     words = [f"{verb.split()[0].lower()} {table}" for verb, table in found]
     return [word for word in words if not word.startswith("select")] or words
 
@@ -82,12 +83,14 @@ class Meter:
         #: Journeys to the server, on PostgreSQL: there a transaction can be one statement.
         self.fused = 0
         self._open: list[str] = []
-        engine = self.database.engine
-        event.listen(engine, "before_cursor_execute", self._on_statement)
-        event.listen(engine, "commit", self._on_commit)
+        self.listen(self.database.engine)
         if self.database._direct is not None and self.database._autocommit is not None:
             self._listen_to(self.database._direct)
             event.listen(self.database._autocommit, "before_cursor_execute", self._on_read)
+
+    def listen(self, engine: Engine) -> None:
+        event.listen(engine, "before_cursor_execute", self._on_statement)
+        event.listen(engine, "commit", self._on_commit)
 
     def _on_statement(self, connection: Any, cursor: Any, statement: str, *_: Any) -> None:
         if _is_body():
@@ -223,3 +226,44 @@ def test_where_the_broker_does_not_vouch_for_the_message_its_row_is_written_firs
 ):
     monkeypatch.setattr(Runtime.of(meter.app), "trusts_broker", False)
     assert meter.cost(lambda context: context.step("double", double, 1)) == OPEN + FINISH
+
+
+@pytest.fixture
+def caller(meter: Meter, database: JournalDatabase) -> Iterator[Engine]:
+    """Somebody who enqueues in transactions of his own."""
+    engine = create_engine(database.url)
+    with engine.begin() as connection:
+        enqueue(connection, meter.job, queue="nobody's")  # whatever is asked once per engine
+    meter.listen(engine)
+    meter.said.clear()
+    yield engine
+    engine.dispose()
+
+
+def test_enqueueing_costs_no_commit_of_its_own(meter: Meter, caller: Engine):
+    with caller.begin() as connection:
+        enqueue(connection, meter.job, queue="nobody's")
+        enqueue(connection, meter.job, queue="nobody's")
+    insert = ("insert execution", "insert payload")
+    kept = ("select execution",)
+    assert meter.said == [(*insert, *insert, *kept)]
+
+
+def test_a_plain_task_that_is_enqueued_costs_one_commit_when_it_was_sent(meter: Meter, caller: Engine):
+    plain = meter.app.signature("plain")
+    with caller.begin() as connection:
+        enqueue(connection, plain, queue="nobody's")
+        enqueue(connection, plain, queue="nobody's")
+    assert meter.said == [("insert outbox", "insert outbox", "select outbox"), ("delete outbox",)]
+
+
+def test_recovery_asks_the_outbox_in_a_statement_that_it_has_anyway(meter: Meter):
+    statements: list[str] = []
+    event.listen(
+        meter.database.engine, "before_cursor_execute", lambda c, k, statement, *_: statements.append(statement)
+    )
+    claims = Runtime.of(meter.app).recovery.claim(10)
+    assert claims.outbox_ms is None
+    due, following = [statement for statement in statements if "durable_" in statement]
+    assert "durable_outbox" not in due
+    assert "durable_outbox" in following

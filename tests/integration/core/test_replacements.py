@@ -79,6 +79,6 @@ def test_a_replacement_does_not_get_past_an_operator_or_a_revocation(ownership: 
 def test_a_task_that_follows_a_replaced_one_in_its_chain_is_retried_and_resumed_as_ever(ownership: Ownership) -> None:
     """Celery counts the replacement in its messages too."""
     first = granted(ownership, "follower", "owner-1", 1)
-    ownership.suspend(batch(first), "owner-1", delay_ms=0, retries=1)
+    ownership.suspend(batch(first), "owner-1", delay_ms=0, retries=1, sent=True)
     again = granted(ownership, "follower", "owner-2", 1, 1)
     assert (again.generation, again.resumed) == (1, True)

@@ -56,8 +56,11 @@ def upgrade() -> None:
         sa.Column("token_hash", _HASH, nullable=True),
         sa.Column("state", sa.SmallInteger, nullable=False),
         sa.Column("awaited", sa.Integer, nullable=True),
+        sa.Column("needed", sa.Integer, nullable=True),
+        sa.Column("timer_at", sa.BigInteger, nullable=True),
         sa.Column("deadline", sa.BigInteger, nullable=True),
         sa.Column("heartbeat_ms", sa.BigInteger, nullable=True),
+        sa.Column("expires_at", sa.BigInteger, nullable=True),
         sa.Column("created_at", sa.BigInteger, nullable=False),
         sa.Column("settled_at", sa.BigInteger, nullable=True),
         sa.Column("codec", sa.SmallInteger, nullable=True),
@@ -79,10 +82,19 @@ def upgrade() -> None:
         **_TABLE,
     )
     op.create_index("ix_durable_outbox_wake", "durable_outbox", ["namespace", "wake_at"])
+    op.create_table(
+        "durable_upkeep",
+        sa.Column("namespace", _text(64), primary_key=True),
+        sa.Column("owner", _ascii(96), nullable=False),
+        sa.Column("held_until", sa.BigInteger, nullable=False),
+        sa.Column("progress", _ascii(4000), nullable=False),
+        **_TABLE,
+    )
 
 
 def downgrade() -> None:
     """Drop them, and every promise and unsent message in them."""
+    op.drop_table("durable_upkeep")
     op.drop_table("durable_outbox")
     op.drop_table("durable_promise")
     for name, _ in reversed(_COLUMNS):

@@ -1,44 +1,59 @@
-"""The journal of one generation as people think of it: steps in the order of the body, each with its outcome.
-
-======== ==========================================================================================================
-outcome  what it means
-======== ==========================================================================================================
-done     it ended, its value is journaled, it never runs again
-failed   it raised; either the body handled that, or the execution ended there
-skipped  nobody knew whether its effect had happened, and SKIP assumed it
-lost     it was done, but its result could not be stored; it never runs again
-in doubt its effect may have happened or not: its policy, or an operator, decides
-conflict an earlier generation ran it under other arguments; an operator decides
-trying   its operation is under way
-retrying a try failed in a known way, and it may be tried again
-to run   an operator said: run it
-======== ==========================================================================================================
-"""
+"""The journal of one generation as people think of it: steps in the order of the body, each with its outcome."""
 
 from __future__ import annotations
 
+import enum
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Final
 
-from ..checkpoint import expand
-from ..codec import Codec
-from ..errors import DurableError
-from ..replay import Past, fold
-from ..store.records import EntryKind, Journaled, State, StoredPayload
+from .checkpoint import expand
+from .codec import Codec
+from .errors import DurableError
+from .replay import Past, fold, is_wait
+from .store.records import EntryKind, Journaled, State, StoredPayload
 
-__all__ = ["Event", "Scope", "Step", "Timeline", "place_key", "read"]
+__all__ = ["Event", "Scope", "Step", "StepOutcome", "Timeline", "Waited", "place_key", "read"]
+
+
+class StepOutcome(str, enum.Enum):
+    """What became of a step."""
+
+    #: It ended, its value is journaled, it never runs again.
+    DONE = "done"
+    #: It raised; either the body handled that, or the execution ended there.
+    FAILED = "failed"
+    #: Nobody knew whether its effect had happened, and ``SKIP`` assumed it.
+    SKIPPED = "skipped"
+    #: It was done, but its result could not be stored; it never runs again.
+    LOST = "lost"
+    #: Its effect may have happened or not: its policy, or an operator, decides.
+    IN_DOUBT = "in doubt"
+    #: An earlier generation ran it under other arguments; an operator decides.
+    CONFLICT = "conflict"
+    #: Its operation is under way.
+    TRYING = "trying"
+    #: A try failed in a known way, and it may be tried again.
+    RETRYING = "retrying"
+    #: An operator said: run it.
+    TO_RUN = "to run"
+    #: Its entries contradict each other, or come from a newer version.
+    UNREADABLE = "unreadable"
+
+    def __str__(self) -> str:
+        return self.value
+
 
 _OUTCOMES: Final = {
-    Past.DONE: "done",
-    Past.ERROR: "failed",
-    Past.SKIPPED: "skipped",
-    Past.LOST: "lost",
-    Past.UNDECIDED: "in doubt",
-    Past.OPEN: "in doubt",
-    Past.TRY: "retrying",
+    Past.DONE: StepOutcome.DONE,
+    Past.ERROR: StepOutcome.FAILED,
+    Past.SKIPPED: StepOutcome.SKIPPED,
+    Past.LOST: StepOutcome.LOST,
+    Past.UNDECIDED: StepOutcome.IN_DOUBT,
+    Past.OPEN: StepOutcome.IN_DOUBT,
+    Past.TRY: StepOutcome.RETRYING,
 }
 _KINDS: Final = {
     EntryKind.INTENT: "intent",
@@ -50,6 +65,9 @@ _KINDS: Final = {
     EntryKind.LOST: "result lost",
     EntryKind.RUN_AGAIN: "to be run",
 }
+#: The last entries of steps that a replay does not do any more.
+_FINISHED: Final = frozenset({"result", "error", "skipped", "result lost"})
+_WAITS: Final = {EntryKind.TIMER: "timer", EntryKind.PROMISE: "promise", EntryKind.WAIT: "wait"}
 #: The message of an exception, behind its class.
 _RAISED: Final = re.compile(r"(?<=it raised )(\w+): .*", re.DOTALL)
 #: A generation that is not the present one can only be looked at.
@@ -78,7 +96,7 @@ class Step:
     position: str
     name: str
     effect: str | None
-    outcome: str
+    outcome: StepOutcome
     attempts: int
     duration_us: int | None
     key: bytes | None
@@ -92,9 +110,14 @@ class Step:
     @property
     def rival(self) -> tuple[int, str] | None:
         """Generation and idempotency key of the step that a conflict is with."""
-        if self.outcome != "conflict" or "key" not in self.events[-1].details:
+        if self.outcome is not StepOutcome.CONFLICT or "key" not in self.events[-1].details:
             return None
         return self.events[-1].details["generation"], self.events[-1].details["key"]
+
+    @property
+    def finished(self) -> bool:
+        """True where a replay does not do it any more."""
+        return self.events[-1].kind in _FINISHED
 
     @property
     def plain(self) -> bool:
@@ -112,11 +135,30 @@ class Scope:
 
 
 @dataclass
+class Waited:
+    """A place at which the body waits, or waited, or made something to wait for."""
+
+    position: str
+    name: str
+    #: ``sleep``, ``timer``, ``promise`` or ``wait``.
+    kind: str
+    #: ``open``, ``done`` or ``failed``; ``made`` for what is waited for elsewhere.
+    outcome: str
+    #: When it began, in ms since the epoch.
+    at: int
+    #: When its time is over, where that was said; likewise.
+    until: int | None = None
+    #: What came of it.
+    payload: StoredPayload | None = None
+
+
+@dataclass
 class Timeline:
     """One generation of a journal."""
 
     steps: list[Step]
     scopes: list[Scope]
+    waits: list[Waited]
     #: Changes of the body that this execution takes (``ctx.patched``).
     patches: list[str]
 
@@ -127,6 +169,7 @@ def read(rows: Sequence[Journaled], codec: Codec, state: State | None) -> Timeli
     :param state: of the execution; None for a generation that is over.
     """
     steps: list[Step] = []
+    waits: list[Waited] = []
     scopes: dict[str, Scope] = {}
     patches = []
     for group in _groups(rows, codec):
@@ -138,6 +181,8 @@ def read(rows: Sequence[Journaled], codec: Codec, state: State | None) -> Timeli
         elif first.kind in (EntryKind.SCOPE, EntryKind.SCOPE_END):
             place = _place(first)
             scopes.setdefault(place, Scope(place)).ended = group[-1].kind == EntryKind.SCOPE_END
+        elif is_wait(group):
+            waits.append(_wait(group, codec))
         else:
             steps.append(_step(group, codec, state))
     for path in {row.scope for row in rows}:
@@ -145,7 +190,8 @@ def read(rows: Sequence[Journaled], codec: Codec, state: State | None) -> Timeli
         if parent in scopes:
             scopes[parent].branches = max(scopes[parent].branches, int(branch) + 1)
     steps.sort(key=lambda s: place_key(s.position))
-    return Timeline(steps, sorted(scopes.values(), key=lambda s: place_key(s.position)), patches)
+    waits.sort(key=lambda w: place_key(w.position))
+    return Timeline(steps, sorted(scopes.values(), key=lambda s: place_key(s.position)), waits, patches)
 
 
 def place_key(place: str) -> tuple[tuple[int, int], ...]:
@@ -164,6 +210,23 @@ def _groups(rows: Sequence[Journaled], codec: Codec) -> Iterator[list[Journaled]
         yield list(group)
 
 
+def _wait(rows: list[Journaled], codec: Codec) -> Waited:
+    first, last = rows[0], rows[-1]
+    wait = Waited(_place(first), first.name, _WAITS[EntryKind(first.kind)], "open", first.at)
+    if first.kind == EntryKind.TIMER:
+        wait.kind = first.name
+        said = _decoded(first, codec, None)
+        if isinstance(said, dict):
+            wait.until = said["until"] if "until" in said else first.at + said["delay"]
+    if wait.kind in ("timer", "promise"):
+        wait.outcome = "made"
+    elif last is not first:
+        wait.outcome = "failed" if last.kind == EntryKind.ERROR else "done"
+        if last.codec is not None and last.payload is not None:
+            wait.payload = StoredPayload(last.codec, last.payload)
+    return wait
+
+
 def _step(rows: list[Journaled], codec: Codec, state: State | None) -> Step:
     first, last = rows[0], rows[-1]
     events = [_event(row, codec) for row in rows]
@@ -171,7 +234,7 @@ def _step(rows: list[Journaled], codec: Codec, state: State | None) -> Step:
         position=_place(first),
         name=first.name,
         effect=None,
-        outcome="unreadable",
+        outcome=StepOutcome.UNREADABLE,
         attempts=max(row.attempt for row in rows),
         duration_us=next((row.duration_us for row in reversed(rows) if row.duration_us is not None), None),
         key=next((row.key for row in rows if row.key is not None), None),
@@ -186,21 +249,21 @@ def _step(rows: list[Journaled], codec: Codec, state: State | None) -> Step:
     step.effect = None if recorded.effect is None else recorded.effect.value
     step.outcome = _outcome(recorded.past, events, state)
     step.payload = recorded.payload
-    if step.outcome in ("in doubt", "conflict"):
+    if step.outcome in (StepOutcome.IN_DOUBT, StepOutcome.CONFLICT):
         step.doubt = _why(events)
     return step
 
 
-def _outcome(past: Past, events: list[Event], state: State | None) -> str:
+def _outcome(past: Past, events: list[Event], state: State | None) -> StepOutcome:
     last = events[-1]
     if past is Past.UNDECIDED and "then" in last.details:
-        return "conflict"
+        return StepOutcome.CONFLICT
     if past is Past.OPEN and state is State.RUNNING:
-        return "trying"
+        return StepOutcome.TRYING
     if last.kind == "to be run":
-        return "to run"
+        return StepOutcome.TO_RUN
     if past is Past.TRY and state not in _UNFINISHED:
-        return "failed"
+        return StepOutcome.FAILED
     return _OUTCOMES[past]
 
 

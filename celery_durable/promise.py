@@ -1,0 +1,112 @@
+"""What a body can wait for: promises, which somebody outside keeps, and timers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .store.records import NewPromise
+from .tokens import hash_of
+
+__all__ = ["Promise", "Selected", "Timer"]
+
+
+class Promise:
+    """Something that somebody outside the task brings: a decision, the end of a job elsewhere.
+
+    Made by :meth:`DurableContext.promise`. Give :attr:`id` and :attr:`token` to whoever is to keep it, who calls
+    :func:`celery_durable.resolve` or :func:`celery_durable.reject`; the body calls ``wait()`` or ``select()``.
+    """
+
+    __slots__ = ("_again", "_heartbeat_ms", "_id", "_lane", "_name", "_timeout_ms", "_token")
+
+    def __init__(
+        self,
+        name: str,
+        promise_id: str,
+        again: Callable[[], str],
+        timeout_ms: int | None = None,
+        heartbeat_ms: int | None = None,
+        *,
+        lane: str = "",
+    ) -> None:
+        #: What tells it from others of its name, in each execution of this body.
+        self._lane = lane
+        self._name = name
+        self._id = promise_id
+        self._again = again
+        self._timeout_ms = timeout_ms
+        self._heartbeat_ms = heartbeat_ms
+        self._token: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What the body calls it."""
+        return self._name
+
+    @property
+    def id(self) -> str:
+        """Names it in the world: 32 hex digits, the same on every replay. No secret."""
+        return self._id
+
+    @property
+    def token(self) -> str:
+        """Whoever has it can settle the promise: 32 bytes as URL-safe text, the same on every replay. A secret.
+
+        :raises ConfigurationError: when ``durable_secret`` no longer holds what it was derived from.
+        """
+        if self._token is None:
+            self._token = self._again()
+        return self._token
+
+    def _row(self) -> NewPromise:
+        """What the store keeps of it."""
+        return NewPromise(self._id, self._name, hash_of(self.token), self._timeout_ms, self._heartbeat_ms)
+
+    def __repr__(self) -> str:
+        return f"<promise {self._name!r} {self._id}>"
+
+
+class Timer:
+    """Something that time brings. Made by :meth:`DurableContext.timer`; it runs from then on."""
+
+    __slots__ = ("_delay_ms", "_due", "_place", "_since")
+
+    def __init__(self, *, due: int | None = None, delay_ms: int = 0) -> None:
+        #: By the database's clock; None until that was read.
+        self._due = due
+        self._delay_ms = delay_ms
+        self._since = time.monotonic()
+        #: Where it was set in the body.
+        self._place = ""
+
+    def _due_at(self, now: int) -> int:
+        """When it is due, in ms since the epoch by the database's clock.
+
+        :param now: what that clock says.
+        """
+        if self._due is None:
+            self._due = now + self._delay_ms - int((time.monotonic() - self._since) * 1000)
+        return self._due
+
+    def _remaining(self, clock: Callable[[], int]) -> int:
+        """Milliseconds until it is due; 0 or less where it is.
+
+        :param clock: the database's; not asked where this process has seen the timer start.
+        """
+        if self._due is None:
+            return self._delay_ms - int((time.monotonic() - self._since) * 1000)
+        return self._due - clock()
+
+    def __repr__(self) -> str:
+        return f"<timer of position {self._place}>"
+
+
+class Selected(NamedTuple):
+    """What came first, as ``select()`` returns it."""
+
+    #: The keyword under which it was given.
+    key: str
+    #: The promise's value; None for a timer.
+    value: Any

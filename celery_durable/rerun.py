@@ -1,0 +1,185 @@
+"""A new execution of a call that was made before, which shares the beginning of its journal.
+
+What lies before the chosen step is copied and is not done again, guarded results included. The step itself and all
+that comes after it are new: their idempotency keys are made of the new execution's id. Keys that the application has
+named itself (``key=``) are the same, and what was done under one is not done again.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from . import envelope as envelopes
+from . import starting, timeline
+from .afresh import as_new_call
+from .checkpoint import expand
+from .errors import UnknownStep, WrongState
+from .faults import reached
+from .identity import call_hash
+from .publish import publish_stored
+from .runtime import Runtime
+from .store import Operations
+from .store.copying import Prefix, copy_prefix
+from .store.records import FINAL_STATES, PARKED_STATES, EntryKind, Execution, Journaled, PayloadKind
+from .store.recovery import Published
+
+if TYPE_CHECKING:
+    from celery import Celery
+    from sqlalchemy.engine import Connection
+
+    from .codec import Codec
+    from .timeline import Step, Timeline
+
+__all__ = ["rerun"]
+
+_PLACE: Final = re.compile(r"(\d+\.\d+/)*\d+")
+#: Steps that an error lists.
+_LISTED: Final = 20
+#: No task has this name.
+_RERUN: Final = "\0rerun"
+
+
+def rerun(
+    app: Celery,
+    execution_id: str,
+    from_step: int | str | None = None,
+    *,
+    durable_id: str | None = None,
+    callbacks: bool = True,
+) -> str:
+    """Start a new execution of the same message.
+
+    :param from_step: position or name of the first step that is done anew; None: all of them.
+    :param durable_id: the new execution's id; asked for twice, it is started once.
+    :param callbacks: False: without links and without the rest of its chain.
+    :returns: the id of the new execution.
+    :raises UnknownExecution, UnknownStep, WrongState, DurableIdConflict, ConfigurationError, PayloadError,
+        JournalUnavailable: see :meth:`~.handle.ExecutionHandle.rerun`.
+    """
+    runtime = Runtime.of(app)
+    operations = Operations(runtime.database, namespace=runtime.settings.namespace)
+    new_id = str(uuid.uuid4()) if durable_id is None else starting.check_id(durable_id)
+    source = operations.get(execution_id)
+    _check_state(source)
+    stored = operations.payload(source.pk, PayloadKind.ENVELOPE)
+    if stored is None:
+        raise WrongState(
+            f"execution {execution_id} ran eagerly, so that its message was not stored. Call its task again."
+        )
+    rows = operations.entries(source.pk, source.generation, values=False)
+    prefix = _prefix(source, rows, runtime.codec, from_step)
+    message = as_new_call(app, envelopes.unpack(stored, runtime.envelope_codec), new_id, callbacks=callbacks)
+    published = Published(
+        new_id,
+        source.task,
+        0,
+        envelopes.pack(message, runtime.envelope_codec),
+        replacements=source.replacements,
+        args_hash=None if durable_id is None else call_hash(_RERUN, (source.id, prefix.position, callbacks), {}),
+    )
+
+    def then(connection: Connection, keys: Sequence[int]) -> None:
+        copy_prefix(connection, source, prefix, keys[0])
+        reached("rerun.before_commit", source.id)
+
+    now = f"as a rerun of {source.id} from position {prefix.position}"
+    [pk] = starting.record(app, runtime, [published], now=now, then=then)
+    reached("rerun.after_record", source.id)
+    if pk is not None:
+        publish_stored(app, message, pk)
+    return new_id
+
+
+def _check_state(source: Execution) -> None:
+    if source.pruned_at is not None:
+        raise WrongState(
+            f"execution {source.id} was pruned: its message and its journal are gone. Call its task again."
+        )
+    if source.state not in FINAL_STATES | PARKED_STATES:
+        raise WrongState(
+            f"execution {source.id} is {source.state}; only one that has ended, or is parked, can be run anew: what "
+            "this one will still do would be done twice. Wait for its end, or cancel it."
+        )
+
+
+# -- where the new one begins -------------------------------------------------------------------------------------
+
+
+def _prefix(source: Execution, rows: Sequence[Journaled], codec: Codec, from_step: int | str | None) -> Prefix:
+    found = timeline.read(rows, codec, source.state)
+    position = 0 if from_step is None else _position(source, found, from_step)
+    shared = [step for step in found.steps if _root(step.position) < position]
+    for step in shared:
+        if not step.finished:
+            raise WrongState(
+                f"step {step.name!r} (position {step.position}) of execution {source.id} has not ended (it is "
+                f"{step.outcome}), so that it cannot be shared: from_step={_root(step.position)} or less begins before "
+                "it has run. If nobody knows whether its effect happened, find out first."
+            )
+    cut: int | None = None
+    split: tuple[Journaled, ...] = ()
+    for row in rows:
+        if row.kind == EntryKind.CHECKPOINT and row.position < position:
+            steps = expand(row, codec)
+            if steps[-1].position >= position:
+                cut, split = row.position, tuple(step for step in steps if step.position < position)
+    scopes = {row.scope for row in rows if row.scope}
+    taken = sorted(scope for scope in scopes if scope == "#patch" or (scope[0] != "#" and _root(scope) < position))
+    return Prefix(source.generation, position, taken, len(shared), cut, split)
+
+
+def _position(source: Execution, found: Timeline, from_step: int | str) -> int:
+    """The position of the body that is meant.
+
+    :raises UnknownStep: when there is none, or it is not clear which.
+    """
+    if isinstance(from_step, bool) or not isinstance(from_step, (int, str)):
+        raise _unknown(source, found, f"from_step = {from_step!r} is neither a position nor a name")
+    if isinstance(from_step, str):
+        if not _PLACE.fullmatch(from_step):
+            return _named(source, found, from_step)
+        if "/" in from_step:
+            raise _in_branch(source, from_step)
+        from_step = int(from_step)
+    places = [s.position for s in found.steps] + [s.position for s in found.scopes]
+    places += [w.position for w in found.waits]
+    end = max((_root(place) + 1 for place in places), default=0)
+    if not 0 <= from_step <= end:
+        raise _unknown(source, found, f"there is no position {from_step}; the journal ends at {end}")
+    return from_step
+
+
+def _named(source: Execution, found: Timeline, name: str) -> int:
+    places = [step.position for step in found.steps if step.name == name]
+    if not places:
+        raise _unknown(source, found, f"no step is named {name!r}")
+    if len(places) > 1:
+        raise _unknown(source, found, f"{len(places)} steps are named {name!r}: say which by its position", name)
+    if "/" in places[0]:
+        raise _in_branch(source, places[0])
+    return int(places[0])
+
+
+def _in_branch(source: Execution, place: str) -> UnknownStep:
+    return UnknownStep(
+        f"position {place} of execution {source.id} lies in a branch, and the other branches have no order to it. "
+        f"Begin at a step of the body: the parallel scope around it has position {_root(place)}.",
+        execution_id=source.id,
+    )
+
+
+def _unknown(source: Execution, found: Timeline, problem: str, name: str | None = None) -> UnknownStep:
+    steps: list[Step] = [s for s in found.steps if name is None or s.name == name]
+    lines = [f"\n  {step.position}  {step.name}" for step in steps[:_LISTED]]
+    if len(steps) > _LISTED:
+        lines.append(f"\n  and {len(steps) - _LISTED} more")
+    listed = "".join(lines) or " none"
+    return UnknownStep(f"{problem}. The steps of execution {source.id}:{listed}", execution_id=source.id)
+
+
+def _root(place: Any) -> int:
+    """The position in the body at which a step, or the scopes around it, stand."""
+    return int(re.match(r"\d+", place)[0])  # type: ignore[index]

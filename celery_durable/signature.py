@@ -1,0 +1,39 @@
+"""Signatures of durable tasks, which know what a ``durable_id`` is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from celery.canvas import Signature
+
+from .starting import one_id
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["DurableSignature"]
+
+
+class DurableSignature(Signature):
+    """A signature whose ``durable_id`` is its task id as well.
+
+    A canvas gives each of its members a task id before anything is sent, and hands out results by it. Copies and
+    serialized forms are plain signatures that have both options.
+    """
+
+    def set(self, immutable: bool | None = None, **options: Any) -> Self:
+        """As Celery's.
+
+        :raises ConfigurationError: for a ``durable_id`` that cannot be one, or beside another ``task_id``.
+        """
+        if options.get("durable_id") is not None:
+            options["task_id"] = one_id(options["durable_id"], options.get("task_id"))
+        super().set(immutable, **options)
+        return self
+
+    def named(self) -> Self:
+        """With the task id that belongs to its ``durable_id``, if it has one."""
+        durable_id = self.options.get("durable_id")
+        if durable_id is not None:
+            self.options["task_id"] = one_id(durable_id, self.options.get("task_id"))
+        return self

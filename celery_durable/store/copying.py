@@ -1,0 +1,74 @@
+"""The beginning of one execution's journal as that of another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from ..errors import WrongState
+from .records import EntryKind, Execution, Journaled
+from .tables import executions, journal
+
+__all__ = ["Prefix", "copy_prefix"]
+
+_x = executions.c
+_j = journal.c
+
+#: Scopes named in one statement.
+_SCOPES = 200
+#: Columns that are taken over as they are.
+_SAME = [c.name for c in journal.columns if c.name not in ("pk", "generation", "epoch")]
+#: What the copy is said to be written by: the first owner of the new execution has the second epoch.
+_EPOCH = 1
+
+
+class Prefix(NamedTuple):
+    """What two executions share."""
+
+    generation: int
+    #: Everything of the body before this position, with all branches that begin there.
+    position: int
+    #: The branches; and what belongs to no position.
+    scopes: Sequence[str]
+    #: How many steps these are.
+    steps: int
+    #: Position of a checkpoint that reaches beyond ``position``, and the rows that stand in its place.
+    cut: int | None
+    split: Sequence[Journaled]
+
+
+def copy_prefix(connection: Connection, source: Execution, prefix: Prefix, pk: int) -> None:
+    """Give a new execution, which has just been inserted, the beginning of another one's journal.
+
+    :param source: as it was when the prefix was made.
+    :raises WrongState: when it has changed since.
+    """
+    now = connection.execute(
+        sa.select(_x.epoch, _x.state, _x.generation, _x.pruned_at).where(_x.pk == source.pk).with_for_update()
+    ).first()
+    then = (source.epoch, source.state.value, source.generation, source.pruned_at)
+    if now is None or tuple(now) != then:
+        raise WrongState(f"execution {source.id} has changed at this very moment; look at it, and try again.")
+    if not prefix.position:
+        return
+    connection.execute(sa.update(executions).where(_x.pk == pk).values(epoch=_EPOCH, steps=prefix.steps))
+    body = sa.and_(_j.scope == "", _j.position < prefix.position)
+    if prefix.cut is not None:
+        body = sa.and_(body, sa.or_(_j.position != prefix.cut, _j.kind != int(EntryKind.CHECKPOINT)))
+    conditions = [body]
+    for start in range(0, len(prefix.scopes), _SCOPES):
+        conditions.append(_j.scope.in_(prefix.scopes[start : start + _SCOPES]))  # noqa: PERF401
+    for condition in conditions:
+        rows = sa.select(
+            sa.literal(pk, sa.BigInteger),
+            sa.literal(1, sa.Integer),
+            sa.literal(_EPOCH, sa.Integer),
+            *(_j[name] for name in _SAME),
+        ).where(_j.pk == source.pk, _j.generation == prefix.generation, condition)
+        connection.execute(sa.insert(journal).from_select(["pk", "generation", "epoch", *_SAME], rows))
+    if prefix.split:
+        same = [{**row._asdict(), "pk": pk, "generation": 1, "epoch": _EPOCH} for row in prefix.split]
+        connection.execute(sa.insert(journal), same)

@@ -1,0 +1,337 @@
+"""Messages that are recorded in the transaction which decides to send them, and sent after its commit.
+
+Those of durable tasks are executions that nobody has begun; those of other tasks have a table of their own, from which
+they are deleted once they are sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.engine import Connection
+
+from ..errors import ConfigurationError, JournalUnavailable
+from .database import Database
+from .records import PayloadKind, State, StoredPayload
+from .rows import get_payload
+from .tables import executions, new_pk, now_ms, outbox, payloads
+
+__all__ = [
+    "Existing",
+    "IdTaken",
+    "OutboxStore",
+    "Published",
+    "Unsent",
+    "existing",
+    "forget",
+    "insert",
+    "known_ids",
+    "new_pks",
+    "present",
+    "row_of",
+    "wakes",
+]
+
+_x = executions.c
+_o = outbox.c
+
+#: Longest pause between two sends of one message, in milliseconds; see :mod:`.recovery`.
+_LONGEST_SPACING = 3_600_000
+_MOST_DOUBLINGS = 12
+#: Columns' widths. MySQL would cut what is longer.
+_LONGEST_ID = 255
+#: Keys asked for in one statement.
+_CHUNK = 500
+#: Somebody else's connection may translate schemas; the journal's tables are where they are.
+_OPTIONS: dict[str, Any] = {"schema_translate_map": {}}
+
+
+class Published(NamedTuple):
+    """A message that is about to be published, to be recorded first (the outbox)."""
+
+    id: str
+    task: str
+    retries: int
+    #: None for an eager run, which its caller alone brings to its end.
+    envelope: StoredPayload | None
+    #: Milliseconds from now until the message is due (its countdown or ETA).
+    delay_ms: int = 0
+    #: How often ``Task.replace`` has handed the id on.
+    replacements: int = 0
+    #: What the call is told by where the caller chose the id; a second call of it is not sent.
+    args_hash: bytes | None = None
+
+
+class Existing(NamedTuple):
+    """An execution that has the id which a caller chose."""
+
+    pk: int
+    task: str
+    state: State
+    #: None where its id was not chosen as a ``durable_id``.
+    args_hash: bytes | None
+    #: ms since the epoch, UTC.
+    created_at: int
+    pruned: bool
+    envelope: StoredPayload | None
+
+
+class IdTaken(Exception):
+    """Internal: a chosen id belongs to a call that is not known to be the same one; nothing was recorded."""
+
+    def __init__(self, message: Published, existing: Existing | Published) -> None:
+        super().__init__(message.id)
+        self.message = message
+        #: A message, where the same batch has the id twice.
+        self.existing = existing
+
+
+class Unsent(NamedTuple):
+    """A message of a task that is not durable."""
+
+    id: str
+    task: str
+    envelope: StoredPayload
+
+
+class Due(NamedTuple):
+    """A message of a task that is not durable, claimed to be sent."""
+
+    pk: int
+    id: str
+    task: str
+    sends: int
+    envelope: StoredPayload
+
+
+def new_pks(count: int, after: int = 0) -> list[int]:
+    """Fresh keys in ascending order, for messages are sent in the order of their keys.
+
+    :param after: greater than this one, also within one millisecond.
+    """
+    keys = sorted(new_pk() for _ in range(count))
+    for number, key in enumerate(keys):
+        keys[number] = after = max(key, after + 1)
+    return keys
+
+
+def row_of(pk: int, namespace: str, message: Published, lease_ms: int) -> dict[str, Any]:
+    """An execution that nobody has begun, but for its times: see :func:`wakes`."""
+    return {
+        "pk": pk,
+        "namespace": namespace,
+        "id": message.id,
+        "task": message.task,
+        "state": State.PENDING.value,
+        "epoch": 0,
+        "lease_until": 0,
+        # Recovery sends its message a lease after it was due.
+        "wake": None if message.envelope is None else lease_ms + message.delay_ms,
+        "generation": 1,
+        "base_generation": 1,
+        "attempts": 0,
+        "retries": message.retries,
+        "replacements": message.replacements,
+        "sends": 0,
+        "steps": 0,
+        "args_hash": message.args_hash,
+    }
+
+
+def wakes() -> dict[str, Any]:
+    """The times of such a row."""
+    wake = now_ms() + sa.bindparam("wake", type_=sa.BigInteger)
+    return {"wake_at": wake, "created_at": now_ms(), "updated_at": now_ms()}
+
+
+def known_ids(connection: Connection, namespace: str, messages: Sequence[Published]) -> dict[str, Any]:
+    """Rows of executions that have the ids of these messages."""
+    columns = (_x.id, _x.pk, _x.task, _x.state, _x.args_hash, _x.created_at, _x.pruned_at)
+    query = sa.select(*columns).where(_x.namespace == namespace, _x.id.in_([m.id for m in messages]))
+    return {row.id: row for row in connection.execute(query, execution_options=_OPTIONS)}
+
+
+def existing(connection: Connection, row: Any) -> Existing:
+    """More of what :func:`known_ids` has found."""
+    return Existing(
+        pk=row.pk,
+        task=row.task,
+        state=State(row.state),
+        args_hash=None if row.args_hash is None else bytes(row.args_hash),
+        created_at=row.created_at,
+        pruned=row.pruned_at is not None,
+        envelope=get_payload(connection, row.pk, PayloadKind.ENVELOPE),
+    )
+
+
+def _unless_known(dialect: str, values: dict[str, Any]) -> sa.Insert:
+    """Insert executions, but none whose id is known: an error would end somebody else's transaction."""
+    unique = [_x.namespace, _x.id]
+    if dialect == "sqlite":
+        return sqlite.insert(executions).values(values).on_conflict_do_nothing(index_elements=unique)
+    if dialect == "postgresql":
+        return postgresql.insert(executions).values(values).on_conflict_do_nothing(index_elements=unique)
+    return mysql.insert(executions).values(values).prefix_with("IGNORE")
+
+
+#: The payload of an execution that was inserted just now.
+_PAYLOAD = sa.insert(payloads).from_select(
+    ["pk", "kind", "codec", "data"],
+    sa.select(
+        _x.pk,
+        sa.literal(int(PayloadKind.ENVELOPE), sa.SmallInteger),
+        sa.bindparam("b_codec", type_=sa.SmallInteger),
+        sa.bindparam("b_data", type_=payloads.c.data.type),
+    ).where(_x.pk == sa.bindparam("b_pk", type_=sa.BigInteger)),
+)
+
+
+def insert(
+    connection: Connection,
+    namespace: str,
+    lease_ms: int,
+    messages: Sequence[Published | Unsent],
+    *,
+    settle: Callable[[IdTaken], None],
+    after: int = 0,
+) -> list[int]:
+    """Record messages in an open transaction, in their order.
+
+    A durable one whose id is known already is left out: the execution that has the id stands for it.
+
+    :param settle: is asked about a chosen id that is taken, and raises unless it is by the same call.
+    :param after: their keys are greater than this one.
+    :returns: their keys; what is really there at the commit says :func:`present`.
+    :raises ConfigurationError: for an id that does not fit, or that is another task's.
+    """
+    for message in messages:
+        _check(message)
+    keys = new_pks(len(messages), after)
+    durable = [(pk, m) for pk, m in zip(keys, messages, strict=True) if isinstance(m, Published)]
+    plain = [(pk, m) for pk, m in zip(keys, messages, strict=True) if isinstance(m, Unsent)]
+    if durable:
+        statement = _unless_known(connection.dialect.name, wakes())
+        rows = [row_of(pk, namespace, message, lease_ms) for pk, message in durable]
+        done = connection.execute(statement, rows, execution_options={**_OPTIONS, "preserve_rowcount": True})
+        data = [
+            {"b_pk": pk, "b_codec": m.envelope.codec, "b_data": m.envelope.data}
+            for pk, m in durable
+            if m.envelope is not None
+        ]
+        connection.execute(_PAYLOAD, data, execution_options=_OPTIONS)
+        if done.rowcount != len(rows):  # fewer, or the driver cannot tell
+            _check_known(connection, namespace, [message for _, message in durable], settle)
+    if plain:
+        times = {"wake_at": now_ms() + lease_ms, "created_at": now_ms()}
+        rows = [
+            {
+                "pk": pk,
+                "namespace": namespace,
+                "id": m.id,
+                "task": m.task,
+                "sends": 0,
+                "codec": m.envelope.codec,
+                "data": m.envelope.data,
+            }
+            for pk, m in plain
+        ]
+        connection.execute(sa.insert(outbox).values(times), rows, execution_options=_OPTIONS)
+    return keys
+
+
+def _check(message: Published | Unsent) -> None:
+    for what, text in (("id", message.id), ("task name", message.task)):
+        if not text or len(text) > _LONGEST_ID or "\0" in text:
+            raise ConfigurationError(
+                f"a message of task {message.task[:_LONGEST_ID]!r} cannot be recorded: its {what} is "
+                f"{len(text)} characters long, or holds a NUL. It has to be 1 to {_LONGEST_ID} characters."
+            )
+
+
+def _check_known(
+    connection: Connection, namespace: str, messages: Sequence[Published], settle: Callable[[IdTaken], None]
+) -> None:
+    """Some were left out: where the id is another call's, the message would vanish. Say so instead."""
+    rows = known_ids(connection, namespace, messages)
+    for message in messages:
+        row = rows.get(message.id)
+        if row is None:
+            # MySQL leaves out what collides in the random part of its key, too.
+            raise JournalUnavailable(f"the message of {message.id} could not be recorded; try again.")
+        if message.args_hash is not None:
+            if row.args_hash is None or bytes(row.args_hash) != message.args_hash:
+                settle(IdTaken(message, existing(connection, row)))
+        elif row.task != message.task:
+            raise ConfigurationError(
+                f"task {message.task!r} cannot be enqueued under the id {row.id!r}: an execution of task {row.task!r} "
+                "has it. Choose another task_id."
+            )
+
+
+def present(connection: Connection, durable: Sequence[int], plain: Sequence[int]) -> set[int]:
+    """Which of these keys this transaction really holds: a savepoint may have been rolled back, an id known."""
+    found: set[int] = set()
+    for column, keys in ((_x.pk, durable), (_o.pk, plain)):
+        for start in range(0, len(keys), _CHUNK):
+            query = sa.select(column).where(column.in_(keys[start : start + _CHUNK]))
+            found.update(connection.execute(query, execution_options=_OPTIONS).scalars())
+    return found
+
+
+def forget(connection: Connection, plain: Sequence[int]) -> None:
+    """Take these back, in the transaction in which they were recorded."""
+    if plain:
+        connection.execute(sa.delete(outbox).where(_o.pk.in_(list(plain))), execution_options=_OPTIONS)
+
+
+class OutboxStore:
+    """The messages of tasks that are not durable, of one namespace.
+
+    :param lease_ms: also the spacing of repeated sends of one message; it doubles with every send.
+    """
+
+    def __init__(self, database: Database, *, namespace: str, lease_ms: int) -> None:
+        self._database = database
+        self._namespace = namespace
+        self._lease_ms = lease_ms
+
+    def claim(self, limit: int) -> list[Due]:
+        """Take up to ``limit`` messages that should have been sent by now; the oldest come first.
+
+        One that is claimed comes up again after a while, unless :meth:`sent` says that it was sent.
+        """
+
+        def work(connection: Connection) -> list[Due]:
+            query = (
+                sa.select(outbox)
+                .where(_o.namespace == self._namespace, _o.wake_at <= now_ms())
+                .order_by(_o.wake_at)
+                .limit(limit)
+                .with_for_update(skip_locked=True)
+            )
+            rows = connection.execute(query).all()
+            for row in rows:
+                spacing = min(self._lease_ms << min(row.sends, _MOST_DOUBLINGS), _LONGEST_SPACING)
+                connection.execute(
+                    sa.update(outbox).where(_o.pk == row.pk).values(wake_at=now_ms() + spacing, sends=_o.sends + 1)
+                )
+            due = [Due(r.pk, r.id, r.task, r.sends, StoredPayload(r.codec, bytes(r.data))) for r in rows]
+            return sorted(due)
+
+        return self._database.write(work)
+
+    def sent(self, pks: Iterable[int]) -> None:
+        """The broker has these; they are forgotten. What a crash of the database brings back is sent once more."""
+        keys = list(pks)
+        if keys:
+            self._database.write(lambda c: c.execute(sa.delete(outbox).where(_o.pk.in_(keys))), durable=False)
+
+    def unsent(self, pks: Sequence[int], delay_ms: int) -> None:
+        """Claimed messages could not be sent: let them come up again after ``delay_ms``, as if they had not been."""
+        if pks:
+            mine = sa.and_(_o.pk.in_(list(pks)), _o.sends > 0)
+            values = {"wake_at": now_ms() + delay_ms, "sends": _o.sends - 1}
+            self._database.write(lambda c: c.execute(sa.update(outbox).where(mine).values(values)))
