@@ -39,7 +39,7 @@ def drive_plain(run: Run, call: StepCall) -> Outcome:
         failure = error
     finally:
         operation.reset(token)
-    took = (time.perf_counter_ns() - started) // 1000
+    took = -((started - time.perf_counter_ns()) // 1000)
     if failure is not None:
         return failed(call, failure, 1, took, run)
     reached("step.after_effect", run.execution_id, name)

@@ -143,7 +143,7 @@ def test_failed_and_running_executions(app: Celery, worker: WorkerProcess, ledge
     assert (ledger.count("before"), ledger.count("after")) == (1, 2)
 
     running = send(app, "slow", "slow-1")
-    eventually(lambda: ledger.count("slow") == 1, 60)
+    eventually(lambda: ledger.count("slow") == 1 and "slow-1" in listed(app), 60)
     assert run(app, "cancel", "slow-1").out == (
         "slow-1 was running, and is cancelled now.\n"
         "Its worker notices with its next commit; the operation that runs now is not interrupted.\n"
