@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -195,6 +196,13 @@ def test_a_retry_costs_one_commit_and_its_replay_reads_a_hundred_entries_at_a_ti
     patches, scopes = READ, READ
     # Two full segments and one that is not; the end of the journal needs no read.
     assert meter.cost(body) == [*OPEN, *suspend, *REOPEN, *patches, *READ * 3, *scopes, *FINISH_EMPTY]
+
+
+def test_a_call_with_an_id_costs_its_caller_one_commit_and_its_repetition_a_look(meter: Meter):
+    record = [("select execution", "insert execution", "insert payload")]
+    once = str(uuid.uuid4())
+    assert meter.cost(lambda context: 1, durable_id=once) == [*record, *REOPEN, *FINISH_EMPTY]
+    assert meter.cost(lambda context: 1, durable_id=once) == [("select execution",)]
 
 
 @pytest.mark.databases("postgresql")
