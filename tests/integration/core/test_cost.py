@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
-from sqlalchemy import create_engine, event
-from sqlalchemy.engine import Engine
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.engine import Connection, Engine
 
 from celery_durable import DurableTask, Effect, Intent, OnAmbiguous, StepDescriptor, enqueue
 from celery_durable.runtime import Runtime
@@ -74,6 +74,9 @@ class Meter:
         self.fused = 0
         self._open: list[str] = []
         self.listen(self.database.engine)
+        operations = Runtime.of(app).transactions._database.engine
+        if operations is not self.database.engine:
+            self.listen(operations)
         if self.database._autocommit is not None:
             event.listen(self.database._autocommit, "connect", self._on_connect)
             self.database._autocommit.dispose()
@@ -171,6 +174,20 @@ def test_plain_steps_before_a_guarded_one_share_its_commit(meter: Meter):
         context.step(GUARDED, double, 1)
 
     assert meter.cost(body) == [*OPEN, *FLUSH, *FLUSH, *FINISH_EMPTY]
+
+
+def test_a_transactional_step_costs_the_one_commit_that_its_rows_cost_anyway(meter: Meter):
+    def write(connection: Connection) -> None:
+        connection.execute(text("UPDATE durable_guard SET position = 0"))
+
+    def body(context: Any) -> None:
+        context.transaction(write)
+        context.step("double", double, 1)
+        context.transaction(write)
+
+    entry = ("update execution", "insert journal")
+    # What was buffered before goes first.
+    assert meter.cost(body) == [*OPEN, ("update guard", *entry), *FLUSH, ("update guard", *entry), *FINISH_EMPTY]
 
 
 def test_parallel_branches_cost_no_commit_of_their_own(meter: Meter):
