@@ -31,6 +31,8 @@ from .errors import (
     ResultTimeout,
     SchemaError,
     StepLimitExceeded,
+    TransactionMisused,
+    TransactionTimeout,
     UnknownExecution,
     UnknownStep,
     WrongState,
@@ -49,6 +51,7 @@ from .step import Step, StepDescriptor, StepRecord, step
 from .store.records import State
 from .task import DurableTask
 from .timeline import StepOutcome
+from .transactional import DjangoTransactional, Transactional, transactional
 
 __all__ = [
     "DID_NOT_HAPPEN",
@@ -58,6 +61,7 @@ __all__ = [
     "Branch",
     "ConfigurationError",
     "ContextClosed",
+    "DjangoTransactional",
     "DurableContext",
     "DurableError",
     "DurableIdConflict",
@@ -100,6 +104,9 @@ __all__ = [
     "StepOutcome",
     "StepRecord",
     "Timer",
+    "TransactionMisused",
+    "TransactionTimeout",
+    "Transactional",
     "UnknownExecution",
     "UnknownStep",
     "Verdict",
@@ -116,4 +123,5 @@ __all__ = [
     "reject",
     "resolve",
     "step",
+    "transactional",
 ]

@@ -29,6 +29,7 @@ __all__ = [
     "Pause",
     "StepCall",
     "Surroundings",
+    "Transact",
     "Wait",
 ]
 
@@ -36,6 +37,7 @@ EFFECT_CODE = {
     Effect.IDEMPOTENT: EffectCode.IDEMPOTENT,
     Effect.AT_LEAST_ONCE: EffectCode.AT_LEAST_ONCE,
     Effect.EXACTLY_ONCE_GUARDED: EffectCode.EXACTLY_ONCE_GUARDED,
+    Effect.TRANSACTIONAL: EffectCode.TRANSACTIONAL,
 }
 
 
@@ -77,13 +79,24 @@ class Claim(NamedTuple):
     unstarted: Entry
 
 
+class Transact(NamedTuple):
+    """Run the operation in a transaction, which also holds its journal entry. Answer: ``(value, None)``, which is then
+    journaled, or ``(None, exception)`` where all of it was rolled back.
+    """
+
+    handle: StepHandle
+    #: Makes the entry of a result, and the value as the body gets it. Takes how long the operation took, in
+    #: microseconds. Its errors are the step's.
+    conclude: Callable[[Any, int], tuple[Entry, Any]]
+
+
 class Wait(NamedTuple):
     """Another execution runs the operation of this global key right now: come back later."""
 
     holder: GuardHolder
 
 
-Action = Flush | Call | Ask | Pause | Claim | Wait
+Action = Flush | Call | Ask | Pause | Claim | Transact | Wait
 
 
 class Outcome(NamedTuple):
@@ -142,6 +155,11 @@ class StepCall:
         return self.descriptor.guard
 
     @property
+    def lasting(self) -> bool:
+        """Whether what it has done outlives a divergence (G6): it must not be done again."""
+        return self.guard is not None or self.descriptor.transaction is not None
+
+    @property
     def place(self) -> str:
         """The position as people read it."""
         return f"{self.scope}/{self.position}" if self.scope else str(self.position)
@@ -180,7 +198,6 @@ class StepCall:
         """The next entry at this step's position."""
         number = self.next_entry
         self.next_entry += 1
-        guarded = self.guard is not None
         return Entry(
             self.scope,
             self.position,
@@ -189,7 +206,7 @@ class StepCall:
             EFFECT_CODE[self.descriptor.effect],
             self.descriptor.name,
             self.fingerprint,
-            self.key if guarded else None,
+            self.key if self.lasting else None,
             attempt,
             duration_us,
             payload,

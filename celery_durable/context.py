@@ -26,6 +26,7 @@ from .run import Run
 from .scope import ScopeState
 from .step import Step, StepDescriptor, StepRecord, check_assumed
 from .store.records import Entry, EntryKind, Journaled
+from .transaction import TransactionMethods
 from .waiting import WaitingContext
 
 __all__ = ["DurableContext"]
@@ -37,7 +38,7 @@ R = TypeVar("R")
 _FOLD_AT = 0.9
 
 
-class DurableContext(WaitingContext):
+class DurableContext(WaitingContext, TransactionMethods):
     """The durable side of a running body: ``self.durable`` in a bound task.
 
     Safe to share between threads. It ends with the body: used later, it raises :class:`ContextClosed`.
@@ -203,7 +204,7 @@ class DurableContext(WaitingContext):
         if is_async:
             return self._call_async(scope, call, recorded)
         self._compare(scope, call, rows)
-        if rows is None and descriptor.guard is None and descriptor.retry is None:
+        if rows is None and descriptor.guard is None and descriptor.retry is None and descriptor.transaction is None:
             return self._answer(call, drive_plain(run, call), recorded)
         return self._answer(call, drive(run, call, rows), recorded)
 

@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from .actions import Ask, Call, Claim, Flush, Outcome, Pause, StepCall
+from .actions import Ask, Call, Claim, Flush, Outcome, Pause, StepCall, Transact
 from .control import Suspend
 from .current import StepHandle, operation
 from .faults import reached
 from .protocol import failed, perform, succeeded
+from .transaction import transact_in
 
 if TYPE_CHECKING:
     from .run import Run
@@ -66,6 +67,10 @@ def drive(run: Run, call: StepCall, rows: list[Journaled] | None) -> Outcome:
             elif isinstance(action, Flush):
                 unstarted = action.unstarted
                 run.flush()
+            elif isinstance(action, Transact):
+                reached("step.before_effect", run.execution_id, call.descriptor.name)
+                run.counters.called += 1
+                answer = transact_in(run, call, action)
             elif isinstance(action, Ask):
                 answer = _operate(action.handle, action.reconcile, call, action.handle)
             elif isinstance(action, Pause):

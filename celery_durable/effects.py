@@ -38,6 +38,8 @@ class Effect(enum.Enum):
     AT_LEAST_ONCE = "at_least_once"
     #: Running again is harm. An intent is committed before it starts, under a verified lease.
     EXACTLY_ONCE_GUARDED = "guarded"
+    #: Writes to the journal's own database, in one transaction with its journal entry: done once, or not at all.
+    TRANSACTIONAL = "transactional"
 
 
 class Intent(enum.Enum):

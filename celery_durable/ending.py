@@ -12,6 +12,7 @@ from celery.exceptions import Ignore, Reject, Retry, TaskPredicate
 from . import envelope as envelopes
 from .control import Park, Suspend, Waiting
 from .errors import JournalUnavailable, LeaseLost
+from .expiry import warn_of_chord
 from .faults import reached
 from .interruption import is_hard_limit, is_interruption
 from .outcome import pack_error
@@ -107,6 +108,7 @@ class Ending:
             ),
         )
         reached("wait.after_suspend", run.execution_id)
+        warn_of_chord(self._session.task, self._session.request, delay)
 
     def _give_back(self, run: Run) -> None:
         """The body was interrupted, for its process is being ended: let another worker go on at once."""

@@ -40,6 +40,8 @@ __all__ = [
     "ResultTimeout",
     "SchemaError",
     "StepLimitExceeded",
+    "TransactionMisused",
+    "TransactionTimeout",
     "UnknownExecution",
     "UnknownStep",
     "WrongState",
@@ -177,6 +179,18 @@ class StepLimitExceeded(DurableError, Exception):
     """The body asked for more steps than ``durable_max_steps``."""
 
     code = "CD204"
+
+
+class TransactionMisused(DurableError, Exception):
+    """The operation of a transactional step ended its transaction itself, or left it in a state that cannot commit."""
+
+    code = "CD221"
+
+
+class TransactionTimeout(DurableError, Exception):
+    """One try of a transactional step took longer than ``durable_transaction_timeout``; it was rolled back."""
+
+    code = "CD222"
 
 
 class AmbiguityPolicyRequired(DurableError, Exception):

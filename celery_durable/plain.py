@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import time
 import uuid
 from collections.abc import Callable, Coroutine
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .actions import StepCall
 from .context import DurableContext, fingerprint_for, naming
@@ -19,7 +20,12 @@ from .promise import Promise, Timer
 from .replay import ReplayCursor
 from .scope import ScopeState
 from .step import StepDescriptor, StepRecord
+from .transaction import run_plainly as transact_plainly
+from .transactional import AnyTransactional
 from .waits import Sleep, Wait
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 __all__ = ["PlainContext", "call_plainly", "run_plainly"]
 
@@ -66,13 +72,17 @@ async def _awaited(body: Coroutine[Any, Any, Any], here: Active) -> Any:
 class PlainContext(DurableContext):
     """Steps are plain calls, and ``current_step()`` works in them.
 
+    :param app: whose database transactional steps use.
     :param execution_id: of the execution that runs on without its journal: its steps get the keys that they have in a
         durable run, so that the remote side can still deduplicate. Without one, keys are of this call alone.
     """
 
-    def __init__(self, execution_id: str | None = None, namespace: str = "") -> None:
+    def __init__(
+        self, execution_id: str | None = None, namespace: str = "", app: Callable[[], Celery] | None = None
+    ) -> None:
         self._id = execution_id or str(uuid.uuid4())
         self._namespace = namespace
+        self._app = app
         self._real = execution_id is not None
         self._outer_loop = None
         self._body = self._scope("", "")
@@ -136,6 +146,8 @@ class PlainContext(DurableContext):
 
         if is_async:
             return later()
+        if descriptor.transaction is not None:
+            op = self._in_transaction(descriptor.transaction, op)
         token = operation.set(handle)
         try:
             return record(op(*args, **kwargs))
@@ -171,6 +183,13 @@ class PlainContext(DurableContext):
             f"{what} needs an execution, which somebody outside can find in the journal; this task was called "
             "directly. Call it with delay() or apply_async(), or for a test with apply()."
         )
+
+    def _in_transaction(self, how: AnyTransactional, op: Callable[..., Any]) -> Callable[..., Any]:
+        from .runtime import Runtime
+
+        if self._app is None:
+            raise JournalUnavailable("a transactional step needs the journal's database, and this run goes on without.")
+        return functools.partial(transact_plainly, Runtime.of(self._app()).transactions, how, op)
 
     def _check_left(self, scope: ScopeState, what: str) -> None:
         """There is no journal that could hold more."""

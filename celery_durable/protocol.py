@@ -17,6 +17,7 @@ from .faults import reached
 from .identity import short
 from .replay import Past, Recorded, fold, only_audits
 from .store.records import EntryKind, GuardHolder, Journaled, StoredPayload
+from .transacting import transact
 
 __all__ = ["failed", "perform", "succeeded"]
 
@@ -40,7 +41,7 @@ def perform(call: StepCall, rows: list[Journaled] | None, around: Surroundings) 
         if not only_audits(rows):
             return (yield from _go_on(call, recorded, around, rows))
         # Nothing was called here: what stood in the way is looked at again.
-    if call.guard is not None:
+    if call.lasting:
         earlier = around.earlier(call)
         if earlier is not None:
             return (yield from _inherit(call, *earlier, around))
@@ -104,8 +105,8 @@ def _conflict(call: StepCall, generation: int, recorded: Recorded, first: Journa
     before = _intent_preview(first, around)
     doing = "may have run" if recorded.past in (Past.OPEN, Past.UNDECIDED) else "ran"
     error = GuardConflict(
-        f"guarded {call.where} of execution {around.execution_id} {doing} already in generation {generation} of the "
-        f"journal, under other arguments.\n  then  {before}\n  now   {call.preview()}\n"
+        f"{call.descriptor.effect.value} {call.where} of execution {around.execution_id} {doing} already in generation "
+        f"{generation} of the journal, under other arguments.\n  then  {before}\n  now   {call.preview()}\n"
         "  Nothing was called. If both mean the same operation, give the step a key= or wrap the drifting value in a "
         f"step. To settle this execution: celery durable resolve {around.execution_id} {call.place} --value JSON | "
         "--run | --fail",
@@ -125,6 +126,8 @@ def _conflict(call: StepCall, generation: int, recorded: Recorded, first: Journa
 
 def _try(call: StepCall, attempt: int, around: Surroundings) -> Steps:
     """Run the operation, as often as its retry policy allows."""
+    if call.descriptor.transaction is not None:
+        return (yield from transact(call, attempt, around))
     guard = call.guard
     retry = call.descriptor.retry
     while True:

@@ -31,13 +31,14 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from .codec import Codec
-    from .timeline import Step, Timeline
+    from .timeline import Step, Timeline, Waited
 
 __all__ = ["rerun"]
 
 _PLACE: Final = re.compile(r"(\d+\.\d+/)*\d+")
 #: Steps that an error lists.
 _LISTED: Final = 20
+_DOUBT: Final = " If nobody knows whether its effect happened, find out first."
 #: No task has this name.
 _RERUN: Final = "\0rerun"
 
@@ -114,11 +115,10 @@ def _prefix(source: Execution, rows: Sequence[Journaled], codec: Codec, from_ste
     shared = [step for step in found.steps if _root(step.position) < position]
     for step in shared:
         if not step.finished:
-            raise WrongState(
-                f"step {step.name!r} (position {step.position}) of execution {source.id} has not ended (it is "
-                f"{step.outcome}), so that it cannot be shared: from_step={_root(step.position)} or less begins before "
-                "it has run. If nobody knows whether its effect happened, find out first."
-            )
+            raise _unfinished(source, "step", step, f" (it is {step.outcome})", _DOUBT)
+    for wait in found.waits:
+        if _root(wait.position) < position and wait.outcome == "open":
+            raise _unfinished(source, "sleep" if wait.kind == "sleep" else "wait", wait, "", "")
     cut: int | None = None
     split: tuple[Journaled, ...] = ()
     for row in rows:
@@ -129,6 +129,13 @@ def _prefix(source: Execution, rows: Sequence[Journaled], codec: Codec, from_ste
     scopes = {row.scope for row in rows if row.scope}
     taken = sorted(scope for scope in scopes if scope == "#patch" or (scope[0] != "#" and _root(scope) < position))
     return Prefix(source.generation, position, taken, len(shared), cut, split)
+
+
+def _unfinished(source: Execution, what: str, item: Step | Waited, state: str, advice: str) -> WrongState:
+    return WrongState(
+        f"{what} {item.name!r} (position {item.position}) of execution {source.id} has not ended{state}, so that it "
+        f"cannot be shared: from_step={_root(item.position)} or less begins before it.{advice}"
+    )
 
 
 def _position(source: Execution, found: Timeline, from_step: int | str) -> int:
@@ -144,7 +151,7 @@ def _position(source: Execution, found: Timeline, from_step: int | str) -> int:
         if "/" in from_step:
             raise _in_branch(source, from_step)
         from_step = int(from_step)
-    places = [s.position for s in found.steps] + [s.position for s in found.scopes]
+    places = [item.position for item in _items(found)] + [scope.position for scope in found.scopes]
     places += [w.position for w in found.waits]
     end = max((_root(place) + 1 for place in places), default=0)
     if not 0 <= from_step <= end:
@@ -153,7 +160,7 @@ def _position(source: Execution, found: Timeline, from_step: int | str) -> int:
 
 
 def _named(source: Execution, found: Timeline, name: str) -> int:
-    places = [step.position for step in found.steps if step.name == name]
+    places = [item.position for item in _items(found) if item.name == name]
     if not places:
         raise _unknown(source, found, f"no step is named {name!r}")
     if len(places) > 1:
@@ -172,12 +179,21 @@ def _in_branch(source: Execution, place: str) -> UnknownStep:
 
 
 def _unknown(source: Execution, found: Timeline, problem: str, name: str | None = None) -> UnknownStep:
-    steps: list[Step] = [s for s in found.steps if name is None or s.name == name]
-    lines = [f"\n  {step.position}  {step.name}" for step in steps[:_LISTED]]
-    if len(steps) > _LISTED:
-        lines.append(f"\n  and {len(steps) - _LISTED} more")
+    items = [item for item in _items(found) if name is None or item.name == name]
+    lines = [f"\n  {item.position}  {_described(item)}" for item in items[:_LISTED]]
+    if len(items) > _LISTED:
+        lines.append(f"\n  and {len(items) - _LISTED} more")
     listed = "".join(lines) or " none"
     return UnknownStep(f"{problem}. The steps of execution {source.id}:{listed}", execution_id=source.id)
+
+
+def _items(found: Timeline) -> list[Step | Waited]:
+    """Steps and waits, in the order of the body."""
+    return sorted([*found.steps, *found.waits], key=lambda item: timeline.place_key(item.position))
+
+
+def _described(item: Step | Waited) -> str:
+    return item.name if isinstance(item, timeline.Step) else f"{item.name} ({item.kind})"
 
 
 def _root(place: Any) -> int:

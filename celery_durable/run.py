@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .actions import StepCall
     from .step import StepDescriptor
     from .store.promises import Look, Promises
+    from .store.transactions import Transactions
     from .tokens import Tokens
 
 __all__ = ["Counters", "Limits", "PendingError", "Run"]
@@ -79,6 +80,7 @@ class Run:
         codec: Codec,
         limits: Limits,
         inline: bool = False,
+        transactions: Transactions | None = None,
         degrade: Callable[[JournalUnavailable], bool] = lambda error: False,
     ) -> None:
         self.execution_id = execution_id
@@ -104,6 +106,8 @@ class Run:
         self._earlier: dict[str, dict[str, Any]] | None = None
         self._journal = journal
         self._writer = writer
+        #: None where there is no journal.
+        self.transactions = transactions
         self._degrade = degrade
         self._prior: Prior | None = None
         self._lock = threading.Lock()

@@ -14,6 +14,7 @@ from .lease import Keeper, owner_prefix
 from .run import Limits
 from .settings import Settings, load
 from .store import Database, Journal, OutboxStore, Ownership, Promises, RecoveryStore
+from .store.transactions import Transactions
 from .tokens import Tokens
 from .worker.control import Lifeline, address_of
 from .writer import JournalWriter
@@ -55,6 +56,7 @@ class Runtime:
         self.database = Database(settings.database_url, timeout=settings.ack_timeout)
         self.journal = Journal(self.database, lease_ms=settings.lease_ms)
         self.ownership = self.ownership_over(self.database)
+        self.transactions = Transactions(self.database, self.journal, timeout=settings.transaction_timeout)
         self.recovery = RecoveryStore(
             self.database,
             namespace=settings.namespace,
@@ -129,6 +131,7 @@ class Runtime:
         except BaseException as error:
             logger.warning("results were not marked as dispatched; they may be returned once more: %s", error)
         self.database.dispose()
+        self.transactions.dispose()
 
 
 def _after_fork() -> None:

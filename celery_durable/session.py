@@ -269,6 +269,7 @@ class Session:
             codec=runtime.codec,
             limits=runtime.limits,
             inline=self.eager,
+            transactions=runtime.transactions,
             degrade=self._degrade,
         )
 

@@ -87,6 +87,8 @@ class Settings:
     flush_interval: float = _setting(0.01, _not_negative, "a number of seconds, 0 or more")
     #: Longest wait for the database, in seconds.
     ack_timeout: float = _setting(5.0, _positive, "a number of seconds above 0")
+    #: Longest time that one try of a transactional step may take, in seconds.
+    transaction_timeout: float = _setting(30.0, _positive, "a number of seconds above 0")
     #: Take-overs after which an execution is quarantined.
     max_attempts: int = _setting(10, _count, "a whole number, 1 or more")
     #: Steps that one attempt of a body may ask for, replayed ones included.

@@ -14,6 +14,7 @@ from .current import active
 from .effects import UNSET, Effect, Guard, Intent, OnAmbiguous, Policy, guarded
 from .errors import AmbiguityPolicyRequired, ConfigurationError
 from .retry import Retry
+from .transactional import AnyTransactional, DjangoTransactional, Giver, Isolation, Transactional, transactional
 
 __all__ = ["Step", "StepDescriptor", "StepRecord", "check_name", "describe", "return_types", "step"]
 
@@ -45,6 +46,8 @@ class StepDescriptor:
     fingerprint: Callable[..., Any] | None = None
     #: Names a guarded operation for the whole application: a text, or ``key(*args, **kwargs)`` that returns one.
     key: str | Callable[..., str] | None = None
+    #: Only, and always, for transactional steps.
+    transaction: AnyTransactional | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name, "a step's name")
@@ -62,6 +65,11 @@ class StepDescriptor:
             what = "guard=" if self.guard is not None else "key="
             raise ConfigurationError(
                 f"step {self.name!r}: {what} belongs to guarded steps only; write effect=guarded(Intent...., ...)."
+            )
+        if (self.effect is Effect.TRANSACTIONAL) != (self.transaction is not None):
+            raise ConfigurationError(
+                f"step {self.name!r}: Effect.TRANSACTIONAL and transaction= belong together; write "
+                "effect=transactional()."
             )
         if self.retry is not None and not isinstance(self.retry, Retry):
             raise ConfigurationError(f"step {self.name!r}: retry= takes a Retry, not {self.retry!r}.")
@@ -106,6 +114,23 @@ class StepDescriptor:
         """A step that must not run twice; parameters and errors as in :func:`celery_durable.guarded`."""
         guard = guarded(intent, on_ambiguous=on_ambiguous, assumed=assumed, definite=definite)
         return cls(name, Effect.EXACTLY_ONCE_GUARDED, guard, retry, fingerprint, key)
+
+    @classmethod
+    def transactional(
+        cls,
+        name: str,
+        *,
+        session: Giver | None = None,
+        isolation: Isolation | None = None,
+        tries: int = 5,
+        retry: Retry | None = None,
+        fingerprint: Callable[..., Any] | None = None,
+    ) -> StepDescriptor:
+        """A step that writes to the journal's database; parameters and errors as in
+        :func:`celery_durable.transactional`.
+        """
+        how = transactional(session=session, isolation=isolation, tries=tries)
+        return cls(name, Effect.TRANSACTIONAL, None, retry, fingerprint, None, how)
 
 
 def check_name(name: Any, what: str) -> None:
@@ -227,13 +252,17 @@ class Step(Generic[P, R]):
 
 def describe(
     name: str,
-    effect: Effect | Guard,
+    effect: Effect | Guard | AnyTransactional,
     *,
     retry: Retry | None = None,
     fingerprint: Callable[..., Any] | None = None,
     key: str | Callable[..., str] | None = None,
 ) -> StepDescriptor:
-    """A descriptor from what users write as ``effect=``: a member of Effect, or ``guarded(...)``."""
+    """A descriptor from what users write as ``effect=``: a member of Effect, ``guarded(...)`` or
+    ``transactional(...)``.
+    """
+    if isinstance(effect, (Transactional, DjangoTransactional)):
+        return StepDescriptor(name, Effect.TRANSACTIONAL, None, retry, fingerprint, key, effect)
     if isinstance(effect, Guard):
         return StepDescriptor(name, Effect.EXACTLY_ONCE_GUARDED, effect, retry, fingerprint, key)
     return StepDescriptor(name, effect, None, retry, fingerprint, key)
@@ -241,6 +270,26 @@ def describe(
 
 @overload
 def step(function: Callable[P, R], /) -> Step[P, R]: ...
+
+
+@overload
+def step(
+    *,
+    name: str | None = None,
+    effect: DjangoTransactional,
+    retry: Retry | None = None,
+    fingerprint: Callable[..., Any] | None = None,
+) -> Callable[[Callable[P, R]], Step[P, R]]: ...
+
+
+@overload
+def step(
+    *,
+    name: str | None = None,
+    effect: Transactional,
+    retry: Retry | None = None,
+    fingerprint: Callable[..., Any] | None = None,
+) -> Callable[[Callable[Concatenate[Any, P], R]], Step[P, R]]: ...
 
 
 @overload
@@ -259,7 +308,7 @@ def step(
     /,
     *,
     name: str | None = None,
-    effect: Effect | Guard = Effect.IDEMPOTENT,
+    effect: Effect | Guard | AnyTransactional = Effect.IDEMPOTENT,
     retry: Retry | None = None,
     fingerprint: Callable[..., Any] | None = None,
     key: str | Callable[..., str] | None = None,
@@ -267,7 +316,7 @@ def step(
     """Make a function a step: ``@step`` or ``@step(effect=..., retry=...)``.
 
     :param name: what the journal calls it; default is the function's name. Renaming a step is a divergence.
-    :param effect: a member of :class:`Effect`, or :func:`guarded`; idempotent by default.
+    :param effect: a member of :class:`Effect`, :func:`guarded` or :func:`transactional`; idempotent by default.
     :param retry: how the step answers exceptions.
     :param fingerprint: called with the arguments; its value identifies the call in their stead.
     :param key: names a guarded operation for the whole application, so that two executions fire it once.
@@ -286,6 +335,11 @@ def step(
             key=key,
         )
         check_assumed(descriptor, op)
+        if descriptor.transaction is not None and inspect.iscoroutinefunction(op):
+            raise ConfigurationError(
+                f"step {descriptor.name!r}: the operation of a transactional step is a plain function, in async bodies "
+                "too."
+            )
         return Step(op, descriptor)
 
     return decorate if function is None else decorate(function)

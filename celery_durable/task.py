@@ -140,7 +140,7 @@ class DurableTask(Task):  # type: ignore[type-arg]
         if self.name.startswith("celery."):
             return self.run(*args, **kwargs)
         if request.called_directly:
-            return call_plainly(self.run, PlainContext(), args, kwargs)
+            return call_plainly(self.run, PlainContext(app=lambda: self.app), args, kwargs)
         outer = current_session()
         if request.is_eager and outer is not None and outer.request.id == request.id:
             # Task.replace in an eager run: the other task goes on in this body, whose value is its value.
@@ -156,7 +156,7 @@ class DurableTask(Task):  # type: ignore[type-arg]
         itself is outside: there it is as in a direct call.
         """
         here = active.get()
-        return here.context if here is not None else PlainContext()
+        return here.context if here is not None else PlainContext(app=lambda: self.app)
 
     def retry(self, *args: Any, **kwargs: Any) -> Any:
         """As Celery's; but what a retry cannot cure is not tried again: it goes to an operator, or fails at once.

@@ -195,7 +195,8 @@ class WaitingContext:
             recorded = fold(rows)
             run.counters.replayed += 1
             kept = run.decode(recorded.payload, f"the token of promise {name!r}")
-            return self._promise(name, known, kept, lane)
+            # A journal that was copied tells of the promise that was given away, which is another execution's.
+            return self._promise(name, kept["id"], kept, lane)
         reached("promise.before_create", run.execution_id, name)
         kept = run.earlier_promises().get(known)
         if kept is None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Iterator
 from typing import Any
 
 import celery
 
+from ..expiry import chord_expiry
 from ..settings import LOSSY_TRANSPORTS
 from .checks import Patient, Remark, check, error, fine, warning
 
-__all__ = ["chord_expiry", "visibility_timeout"]
+__all__ = ["visibility_timeout"]
 
 #: Where the broker brings back a message that was not acknowledged for so long: its default, in seconds.
 _VISIBILITY = {"redis": 3600.0, "rediss": 3600.0, "sentinel": 3600.0, "sqs": 1800.0, "gcpubsub": 600.0}
@@ -26,17 +26,6 @@ def visibility_timeout(patient: Patient) -> float | None:
     if default is None:
         return None
     return float((patient.conf.broker_transport_options or {}).get("visibility_timeout", default))
-
-
-def chord_expiry(app: Any) -> float | None:
-    """After how many seconds the result backend forgets a chord that has not ended; None: it does not."""
-    if app.backend.as_uri().startswith(("disabled", "rpc")):
-        return None
-    given = app.conf.get("result_chord_expires")  # since 5.7
-    if given is None:
-        given = app.conf.result_expires
-    seconds = given.total_seconds() if isinstance(given, dt.timedelta) else given
-    return float(seconds) if seconds else None
 
 
 def _names(tasks: list[Any]) -> str:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Check", "Finding", "Patient", "Remark", "Severity", "check", "checks", "error", "fine", "warning"]
 
+#: How long a question may take that no index answers, in seconds.
+_UNHURRIED: Final = 60.0
+
 
 class Severity(str, enum.Enum):
     """How bad it is."""
@@ -90,6 +93,11 @@ class Patient:
     def database(self) -> Database:
         """The journal's, with connections of its own."""
         return Database(self.settings.database_url, timeout=self.settings.ack_timeout, pooled=False)
+
+    @functools.cached_property
+    def unhurried(self) -> Database:
+        """The same, for questions that no index answers."""
+        return Database(self.settings.database_url, timeout=max(self.settings.ack_timeout, _UNHURRIED), pooled=False)
 
     @functools.cached_property
     def tasks(self) -> list[Any]:

@@ -9,10 +9,10 @@ import sqlalchemy as sa
 
 from .. import envelope as envelopes
 from ..codec import Codec
+from ..expiry import chord_expiry
 from ..retention import Rules
-from ..store.records import FINAL_STATES, PARKED_STATES, PayloadKind, State, StoredPayload
-from ..store.tables import executions, now_ms, payloads, upkeep
-from .celery_settings import chord_expiry
+from ..store.records import FINAL_STATES, PARKED_STATES, PayloadKind, PromiseState, State, StoredPayload
+from ..store.tables import executions, now_ms, outbox, payloads, promises, upkeep
 from .checks import Patient, Remark, check, error, fine, warning
 
 __all__: list[str] = []
@@ -25,7 +25,8 @@ _LATE_SECONDS, _LATE_ROUNDS = 60.0, 10
 _OFTEN = 5
 #: So many executions that have ended are many.
 _MANY = 100_000
-#: So many are shown.
+#: So many are counted; and so many are shown.
+_MOST = 1000
 _SHOWN = 3
 #: So many sleepers are looked at.
 _SLEEPERS = 200
@@ -36,18 +37,22 @@ def _listed(names: list[str]) -> str:
     return f"{shown}, ..." if len(names) > _SHOWN else shown
 
 
+def _count(rows: list[Any]) -> str:
+    return f"{len(rows)}" if len(rows) < _MOST else f"{_MOST} or more"
+
+
 def _rows(patient: Patient, query: sa.Select[Any]) -> list[Any]:
     ours = query.where(_x.namespace == patient.settings.namespace)
-    return list(patient.database.read(lambda c: c.execute(ours).all()))
+    return list(patient.unhurried.read(lambda c: c.execute(ours).all()))
 
 
 @check("CD941", "parked executions")
 def parked(patient: Patient) -> Iterator[Remark]:
     """They wait for a person."""
     states = [state.value for state in PARKED_STATES]
-    found = _rows(patient, sa.select(_x.id).where(_x.state.in_(states)).order_by(_x.pk.desc()).limit(1000))
+    found = _rows(patient, sa.select(_x.id).where(_x.state.in_(states)).order_by(_x.pk.desc()).limit(_MOST))
     if found:
-        count = f"{len(found)}" if len(found) < 1000 else "more than 1000"
+        count = _count(found)
         yield warning(
             f"{count} execution(s) wait for an operator: {_listed([row.id for row in found])}",
             "celery durable show ID says why; then resolve, resume or cancel it.",
@@ -62,16 +67,25 @@ def overdue(patient: Patient) -> Iterator[Remark]:
         sa.select(_x.id, (now_ms() - _x.wake_at).label("late"))
         .where(_x.wake_at < now_ms() - int(late * 1000))
         .order_by(_x.wake_at)
-        .limit(1000)
+        .limit(_MOST)
     )
     found = _rows(patient, query)
     if found:
-        count = f"{len(found)}" if len(found) < 1000 else "more than 1000"
+        count = _count(found)
         yield error(
             f"{count} execution(s) are overdue, the first by {found[0].late / 1000:.0f} s, and nobody sends them: "
             f"{_listed([row.id for row in found])}",
             f"No recovery service of namespace {patient.settings.namespace!r} runs, or none reaches the broker. Start "
             "a worker, or celery durable service, and look into its log.",
+        )
+    unsent = sa.select(outbox.c.id).where(
+        outbox.c.namespace == patient.settings.namespace, outbox.c.wake_at < now_ms() - int(late * 1000)
+    )
+    messages = patient.unhurried.read(lambda c: c.execute(unsent.limit(_MOST)).all())
+    if messages:
+        yield error(
+            f"{_count(list(messages))} message(s) of the outbox are overdue: {_listed([row.id for row in messages])}",
+            "As above: a worker, or celery durable service, sends them.",
         )
 
 
@@ -83,7 +97,7 @@ def unstarted(patient: Patient) -> Iterator[Remark]:
         sa.select(_x.id, _x.task)
         .where(_x.wake_at.is_not(None), _x.sends >= _OFTEN, _x.state.in_(waiting))
         .order_by(_x.wake_at)
-        .limit(1000)
+        .limit(_MOST)
     )
     found = _rows(patient, query)
     if found:
@@ -145,7 +159,9 @@ def chords(patient: Patient) -> Iterator[Remark]:
         sa.select(_x.id, payloads.c.codec, payloads.c.data)
         .join(payloads, sa.and_(payloads.c.pk == _x.pk, payloads.c.kind == int(PayloadKind.ENVELOPE)))
         .where(
-            _x.state == State.SUSPENDED.value, _x.wake_at.is_not(None), _x.wake_at - _x.created_at > int(expiry * 1000)
+            _x.state == State.SUSPENDED.value,
+            # Who waits for a decision may wait until now, at least.
+            sa.func.coalesce(_x.wake_at, now_ms()) - _x.created_at > int(expiry * 1000),
         )
         .limit(_SLEEPERS)
     )
@@ -168,3 +184,24 @@ def _in_chord(row: Any, codec: Codec) -> bool:
     except Exception:
         return False
     return bool((embed or {}).get("chord"))
+
+
+@check("CD947", "tokens of promises")
+def tokens(patient: Patient) -> Iterator[Remark]:
+    """Who reads the database could keep a promise."""
+    if patient.settings.secret is not None:
+        yield fine("derived from durable_secret; the journal does not hold them")
+        return
+    query = (
+        sa.select(_x.id)
+        .join(promises, promises.c.pk == _x.pk)
+        .where(promises.c.state == int(PromiseState.PENDING), promises.c.token_hash.is_not(None))
+        .limit(_MOST)
+    )
+    found = _rows(patient, query)
+    if found:
+        yield warning(
+            f"{_count(found)} promise(s) are waited for whose tokens may lie in the journal, for durable_secret is not "
+            f"set: whoever reads the database can settle them ({_listed(sorted({row.id for row in found}))}).",
+            "Set durable_secret in all processes; new promises then have tokens that the database does not know.",
+        )

@@ -26,6 +26,7 @@ from .records import (
     Journaled,
     State,
 )
+from .rows import lease_lost
 from .statements import BY_PK, FENCE
 from .tables import executions, guards, journal, now_ms
 
@@ -68,14 +69,14 @@ _SEGMENT = (
     .limit(sa.bindparam("rows"))
 )
 
-#: Every entry of the guarded steps of some generations (G6).
+#: Every entry of the guarded and transactional steps of some generations (G6).
 _GUARDED = (
     sa.select(*COLUMNS)
     .where(
         _j.pk == sa.bindparam("pk"),
         _j.generation >= sa.bindparam("first"),
         _j.generation <= sa.bindparam("last"),
-        _j.effect == int(EffectCode.EXACTLY_ONCE_GUARDED),
+        _j.effect.in_([int(EffectCode.EXACTLY_ONCE_GUARDED), int(EffectCode.TRANSACTIONAL)]),
     )
     .order_by(_j.generation, _j.scope, _j.position, _j.entry)
 )
@@ -193,6 +194,23 @@ class Journal:
 
         usual = len(ordered) == 1 and not ordered[0].again and fused.can_say(ordered[0])
         return self._database.write(work, single=single if usual else None)
+
+    def append_in(self, connection: Connection, batch: Batch) -> None:
+        """Write entries in somebody else's transaction, if the fence holds.
+
+        :raises LeaseLost: when it does not; then nothing may be committed.
+        """
+        if not self._fence(connection, batch):
+            row = connection.execute(sa.select(_x.epoch, _x.state).where(_x.pk == batch.fence.pk)).first()
+            raise lease_lost(row)
+        insert_entries(connection, [batch])
+
+    def is_in(self, batch: Batch) -> bool:
+        """Whether a batch was committed, of whose commit nothing was heard. Waits for a commit that is under way.
+
+        :raises JournalUnavailable: when nobody can say.
+        """
+        return self._database.write(lambda c: self._present(c, batch))
 
     def verify(self, fence: Fence) -> bool:
         """True while the lease of ``fence`` is held; prolongs it."""

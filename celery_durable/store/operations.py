@@ -286,7 +286,7 @@ class Operations:
             .where(
                 _j.pk == row.pk,
                 _j.generation == row.generation,
-                _j.effect == int(EffectCode.EXACTLY_ONCE_GUARDED),
+                _j.effect.in_([int(EffectCode.EXACTLY_ONCE_GUARDED), int(EffectCode.TRANSACTIONAL)]),
             )
             .order_by(_j.scope, _j.position, _j.entry)
         )

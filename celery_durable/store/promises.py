@@ -8,7 +8,7 @@ before the execution is suspended, which then sees it, or after, and wakes it.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -36,6 +36,8 @@ _p = promises.c
 _x = executions.c
 
 _PENDING = int(PromiseState.PENDING)
+#: How often an execution looks at what another one was promised.
+_GLANCE_MS = 10_000
 
 
 class PromiseRow(NamedTuple):
@@ -183,13 +185,18 @@ def await_promises(connection: Connection, pk: int, epoch: int, awaiting: Awaiti
         connection.execute(
             sa.update(promises).where(_p.id.in_(ids), _p.pk == pk).values(awaited=epoch, needed=number, timer_at=timer)
         )
-    query = sa.select(_p.id).where(_p.id.in_(list(needed)), _p.pk == pk, _p.state == _PENDING)
-    pending = set(connection.execute(query).scalars())
+    query = sa.select(_p.id, _p.pk).where(_p.id.in_(list(needed)), _p.state == _PENDING)
+    pending = {row.id: row.pk for row in connection.execute(query)}
     if any(_enough(group, pending) for group in awaiting.groups):
         connection.execute(sa.update(executions).where(_x.pk == pk).values(wake_at=now_ms()))
+    elif any(owner != pk for owner in pending.values()):
+        # A rerun shares the promises of the one that it repeats, and a settlement wakes that one.
+        soon = now_ms() + _GLANCE_MS
+        later = sa.or_(_x.wake_at.is_(None), _x.wake_at > soon)
+        connection.execute(sa.update(executions).where(_x.pk == pk, later).values(wake_at=soon))
 
 
-def _enough(group: Awaited, pending: set[str]) -> bool:
+def _enough(group: Awaited, pending: Collection[str]) -> bool:
     return sum(one not in pending for one in group.ids) >= group.needed
 
 

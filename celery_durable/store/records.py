@@ -108,12 +108,14 @@ class EffectCode(enum.IntEnum):
     IDEMPOTENT = 1
     AT_LEAST_ONCE = 2
     EXACTLY_ONCE_GUARDED = 3
+    TRANSACTIONAL = 4
 
 
 EFFECT_OF_CODE: Final = {
     EffectCode.IDEMPOTENT: Effect.IDEMPOTENT,
     EffectCode.AT_LEAST_ONCE: Effect.AT_LEAST_ONCE,
     EffectCode.EXACTLY_ONCE_GUARDED: Effect.EXACTLY_ONCE_GUARDED,
+    EffectCode.TRANSACTIONAL: Effect.TRANSACTIONAL,
 }
 
 

@@ -19,8 +19,8 @@ from celery_durable.doctor import executions as execution_checks
 from celery_durable.runtime import Runtime
 from celery_durable.store import RetentionStore
 from celery_durable.store.migrations import downgrade
-from celery_durable.store.records import State
-from celery_durable.store.tables import executions
+from celery_durable.store.records import PromiseState, State
+from celery_durable.store.tables import executions, outbox, promises
 from tests.support.brokers import MessageBroker
 from tests.support.commands import run
 from tests.support.databases import JournalDatabase
@@ -45,7 +45,8 @@ def history(app: Celery) -> History:
 
 
 def look(app: Celery, code: str) -> list[doctor.Finding]:
-    return [finding for finding in doctor.examine(doctor.Patient(app)) if finding.code == code]
+    [check] = [check for check in doctor.checks() if check.code == code]
+    return check(doctor.Patient(app))
 
 
 def told(app: Celery, code: str) -> doctor.Finding:
@@ -182,6 +183,36 @@ def test_what_waits_for_somebody(app: Celery, history: History):
     assert "1 execution(s) are overdue" in told(app, "CD942").text
 
 
+def test_messages_of_the_outbox_that_nobody_sends(app: Celery, history: History):
+    row = {"task": "t", "sends": 0, "created_at": 1, "codec": 1, "data": b"{}"}
+
+    def add(pk: int, namespace: str, wake_at: int) -> None:
+        values = {**row, "pk": pk, "id": f"message-{pk}", "namespace": namespace, "wake_at": wake_at}
+        Runtime.of(app).database.write(lambda c: c.execute(sa.insert(outbox).values(values)))
+
+    add(1, "clitest", history.now - 5 * SECOND)
+    add(2, "another", 1)
+    assert well(app, "CD942")
+    add(3, "clitest", history.now - 70 * SECOND)
+    assert told(app, "CD942").text == "1 message(s) of the outbox are overdue: message-3"
+    assert told(app, "CD942").severity is Severity.ERROR
+
+
+def test_tokens_that_lie_in_the_journal(app: Celery, history: History):
+    history.add("waits", state=State.SUSPENDED)
+    assert well(app, "CD947")
+    pending = sa.update(promises).values(state=int(PromiseState.PENDING), token_hash=b"h" * 32)
+    Runtime.of(app).database.write(lambda c: c.execute(pending))
+    finding = told(app, "CD947")
+    assert finding.severity is Severity.WARNING
+    assert "1 promise(s) are waited for whose tokens may lie in the journal" in finding.text
+    app.conf.durable_secret = "what the shop keeps secret"
+    assert well(app, "CD947")
+    app.conf.durable_secret = None
+    Runtime.of(app).database.write(lambda c: c.execute(sa.update(promises).values(token_hash=None)))
+    assert well(app, "CD947")
+
+
 def test_a_journal_that_only_grows(app: Celery, history: History, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(execution_checks, "_MANY", 3)
     history.add(*(f"done-{n}" for n in range(3)))
@@ -224,6 +255,13 @@ def test_a_member_of_a_chord_that_waits_for_too_long(database: JournalDatabase, 
     assert finding.severity is Severity.ERROR
     assert "member" in finding.text
     assert "alone" not in finding.text
+    # One that waits for a decision is late as soon as its chord is forgotten.
+    x = executions.c
+    change = sa.update(executions).values(wake_at=None, created_at=x.created_at - 80_000 * SECOND)
+    Runtime.of(app).database.write(lambda c: c.execute(change))
+    assert well(app, "CD946")
+    Runtime.of(app).database.write(lambda c: c.execute(change))
+    assert not well(app, "CD946")
     app.conf.result_expires = None
     assert well(app, "CD946")
     app.close()

@@ -42,6 +42,7 @@ def test_nothing_has_to_be_set() -> None:
         recovery_interval=1.0,
         flush_interval=0.01,
         ack_timeout=5.0,
+        transaction_timeout=30.0,
         max_attempts=10,
         max_steps=10_000,
         max_payload_bytes=1_048_576,
@@ -62,11 +63,11 @@ def test_nothing_has_to_be_set() -> None:
 
 def test_everything_can_be_set() -> None:
     wanted = Settings(
-        "sqlite://", 20, 0.5, 0, 2.5, 1, 2, 3, "pickle", "n" * 64, "park", "degrade", True,
+        "sqlite://", 20, 0.5, 0, 2.5, 60.0, 1, 2, 3, "pickle", "n" * 64, "park", "degrade", True,
         {"failed": 4.0}, 5, {"completed": 6}, None, 7.0, ("CD901",), ["s" * 16],
     )  # fmt: skip
     given = {PREFIX + name: value for name, value in dataclasses.asdict(wanted).items()}
-    assert len(given) == 20
+    assert len(given) == 21
     assert load(configured(**given)) == wanted
     assert wanted.lease_ms == 20_000
 
@@ -88,6 +89,7 @@ def _bad() -> list[Any]:
         "recovery_interval": (NOT_A_NUMBER, SECONDS),
         "flush_interval": ([*NOT_A_NUMBER[1:]], "it must be a number of seconds, 0 or more."),
         "ack_timeout": (NOT_A_NUMBER, SECONDS),
+        "transaction_timeout": (NOT_A_NUMBER, SECONDS),
         "max_attempts": (NOT_A_COUNT, COUNT),
         "max_steps": (NOT_A_COUNT, COUNT),
         "max_payload_bytes": (NOT_A_COUNT, "it must be a number of bytes, 1 or more."),

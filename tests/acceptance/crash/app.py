@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 from celery import Celery
 from celery.signals import worker_ready
+from sqlalchemy.orm import Session
 
 from celery_durable import (
     DID_NOT_HAPPEN,
@@ -23,6 +25,7 @@ from celery_durable import (
     StepDescriptor,
     StepHandle,
     current_step,
+    enqueue,
     execution_parked,
 )
 from celery_durable.effects import Verdict
@@ -121,6 +124,36 @@ def who(self: DurableTask, edge: str) -> int:
     self.durable.step(EDGES[edge], happen)
     self.durable.step(AFTER, happen)
     return os.getpid()
+
+
+# -- a transactional step ---------------------------------------------------------------------------------------
+
+#: What bodies write in transactions; the journal's database is the application's own.
+bookings = sa.Table(
+    "shop_booking",
+    sa.MetaData(),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("execution", sa.String(64), nullable=False),
+    sa.Column("pid", sa.Integer, nullable=False),
+)
+
+
+def write_booking(session: Session, number: int, follows: bool) -> int:
+    """Writes a row, and sends what follows from it."""
+    running = current_step()
+    session.execute(sa.insert(bookings).values(execution=running.execution_id, pid=os.getpid()))
+    if follows:
+        enqueue(session, tiny, (number,), task_id=f"{running.execution_id}-follows")
+    reached("effect.after", running.execution_id, running.name)
+    return number
+
+
+@app.task(base=DurableTask, bind=True)
+def booking(self: DurableTask, number: int, follows: bool) -> int:
+    self.durable.step(BEFORE, happen)
+    value = self.durable.transaction("edge", write_booking, number, follows)
+    self.durable.step(AFTER, happen)
+    return value
 
 
 # -- other bodies -----------------------------------------------------------------------------------------------

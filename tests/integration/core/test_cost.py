@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import re
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
-from sqlalchemy import create_engine, event
-from sqlalchemy.engine import Engine
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.engine import Connection, Engine
 
 from celery_durable import DurableTask, Effect, Intent, OnAmbiguous, StepDescriptor, enqueue
 from celery_durable.runtime import Runtime
@@ -87,6 +88,9 @@ class Meter:
         if self.database._direct is not None and self.database._autocommit is not None:
             self._listen_to(self.database._direct)
             event.listen(self.database._autocommit, "before_cursor_execute", self._on_read)
+        operations = Runtime.of(app).transactions._database.engine
+        if operations is not self.database.engine:
+            self.listen(operations)
 
     def listen(self, engine: Engine) -> None:
         event.listen(engine, "before_cursor_execute", self._on_statement)
@@ -187,6 +191,20 @@ def test_plain_steps_before_a_guarded_one_share_its_commit(meter: Meter):
     assert meter.cost(body) == [*LOOK, *BEGIN, *FLUSH, *FINISH_EMPTY]
 
 
+def test_a_transactional_step_costs_the_one_commit_that_its_rows_cost_anyway(meter: Meter):
+    def write(connection: Connection) -> None:
+        connection.execute(text("UPDATE durable_guard SET position = 0"))
+
+    def body(context: Any) -> None:
+        context.transaction(write)
+        context.step("double", double, 1)
+        context.transaction(write)
+
+    entry = ("update execution", "insert journal")
+    # What was buffered before goes first.
+    assert meter.cost(body) == [*OPEN, ("update guard", *entry), *FLUSH, ("update guard", *entry), *FINISH_EMPTY]
+
+
 def test_parallel_branches_cost_no_commit_of_their_own(meter: Meter):
     def body(context: Any) -> None:
         with context.parallel() as branches:
@@ -209,6 +227,13 @@ def test_a_retry_costs_one_commit_and_its_replay_reads_a_hundred_entries_at_a_ti
     patches, scopes = READ, READ
     # Two full segments and one that is not; the end of the journal needs no read.
     assert meter.cost(body) == [*LOOK, *SUSPEND, *REOPEN, *patches, *READ * 3, *scopes, *FINISH_EMPTY]
+
+
+def test_a_call_with_an_id_costs_its_caller_one_commit_and_its_repetition_a_look(meter: Meter):
+    record = [("select execution", "insert execution", "insert payload")]
+    once = str(uuid.uuid4())
+    assert meter.cost(lambda context: 1, durable_id=once) == [*record, *REOPEN, *FINISH_EMPTY]
+    assert meter.cost(lambda context: 1, durable_id=once) == [("select execution",)]
 
 
 @pytest.mark.databases("postgresql")

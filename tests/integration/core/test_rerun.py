@@ -29,6 +29,7 @@ from celery_durable.faults import FAULT_VARIABLE
 from celery_durable.store import operations as store
 from celery_durable.store.records import PayloadKind
 from celery_durable.store.tables import executions
+from tests.support.delivery import Delivery
 from tests.support.lab import Crash, Lab, everywhere
 
 from .charging import Timeout, charging
@@ -249,6 +250,102 @@ def test_a_failed_one_can_begin_after_its_last_step(works: Works) -> None:
     trouble.clear()
     assert works.run(body, id=again.id) == "sent"
     assert works.counts()["load"] == 1
+
+
+# -- what is waited for -------------------------------------------------------------------------------------------
+
+
+def approving(works: Works) -> Callable[[DurableContext], Any]:
+    """Gives a promise away, and waits for it."""
+
+    def body(ctx: DurableContext) -> Any:
+        promise = ctx.promise("approval")
+        ctx.step("ask", works.fires("ask"), promise.id, promise.token)
+        given.append(promise)
+        verdict = ctx.wait(promise)
+        return [verdict, ctx.step("mail", works.fires("mail", "sent"))]
+
+    given: list[Any] = []
+    body.given = given  # type: ignore[attr-defined]
+    return body
+
+
+@pytest.fixture(params=[None, "a secret of the tests"], ids=["kept token", "derived token"])
+def waiting(request: pytest.FixtureRequest, make_lab: Callable[..., Any]) -> Works:
+    made: Works = make_lab(Works, **({} if request.param is None else {"durable_secret": request.param}))
+    return made
+
+
+@everywhere
+def test_a_verdict_is_shared_with_the_promise_that_it_is_of(waiting: Works) -> None:
+    works, body = waiting, approving(waiting)
+    works.job.apply_async(durable_id="one")
+    Delivery(works).suspends(body)
+    promise = body.given[0]  # type: ignore[attr-defined]
+    celery_durable.resolve(promise.id, promise.token, "yes", app=works.app)
+    assert works.run(body) == ["yes", "sent"]
+    again = celery_durable.get("one", works.app).rerun("mail")
+    assert works.run(body, id=again.id) == ["yes", "sent"]
+    assert [works.ledger.count(name) for name in ("ask", "mail")] == [1, 2]
+    assert works.execution(again.id).generation == 1
+
+
+@everywhere
+@pytest.mark.parametrize("resolved", ["before", "after"])
+def test_a_promise_that_was_given_away_before_the_cut_is_the_old_one(waiting: Works, resolved: str) -> None:
+    """Whoever has its token knows of no other."""
+    works, body = waiting, approving(waiting)
+    works.job.apply_async(durable_id="one")
+    Delivery(works).suspends(body)
+    promise = body.given[0]  # type: ignore[attr-defined]
+
+    def resolve() -> None:
+        celery_durable.resolve(promise.id, promise.token, "yes", app=works.app)
+
+    if resolved == "before":
+        resolve()
+    celery_durable.get("one", works.app).cancel()
+    celery_durable.get("one", works.app).rerun(2, durable_id="two")
+    deliver = Delivery(works)
+    if resolved == "after":
+        deliver.suspends(body, id="two")
+        resolve()
+        # The settlement wakes the old one only. Recovery has a look at the new one now and then, and no oftener.
+        assert deliver.due() == []
+        deliver.elapse(11)
+        assert deliver.resumes(body, id="two") == ["yes", "sent"]
+    else:
+        assert deliver(body, id="two") == ["yes", "sent"]
+    assert [works.ledger.count(name) for name in ("ask", "mail")] == [1, 1]
+    assert works.execution("two").generation == 1
+
+
+def test_a_wait_that_has_not_ended_cannot_be_shared(works: Works) -> None:
+    body = approving(works)
+    works.job.apply_async(durable_id="one")
+    Delivery(works).suspends(body)
+    first = celery_durable.get("one", works.app)
+    first.cancel()
+    with pytest.raises(WrongState, match=r"wait 'approval' \(position 2\) of execution one has not ended"):
+        first.rerun(3)
+    with pytest.raises(UnknownStep) as caught:
+        first.rerun("nothing")
+    assert caught.value.message.endswith("one:\n  0  approval (promise)\n  1  ask\n  2  approval (wait)")
+
+
+def test_a_sleep_that_is_over_is_not_slept_again(works: Works) -> None:
+    def body(ctx: DurableContext) -> Any:
+        timer = ctx.timer(seconds=0.01)
+        ctx.sleep(0)
+        ctx.wait(timer)
+        return ctx.step("mail", works.fires("mail", "sent"))
+
+    first = works.call(body)
+    again = first.rerun("mail")
+    assert works.run(body, id=again.id) == "sent"
+    assert works.entries(again.id) == works.entries("one")
+    third = first.rerun(2)
+    assert works.run(body, id=third.id) == "sent"
 
 
 # -- the message --------------------------------------------------------------------------------------------------

@@ -1,0 +1,118 @@
+"""How a transactional step runs: what its operation is given, at which isolation, and how often."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal, overload
+
+from sqlalchemy.engine import Connection
+from sqlalchemy.orm import Session, sessionmaker
+
+from .errors import ConfigurationError
+
+__all__ = ["AnyTransactional", "DjangoTransactional", "Giver", "Isolation", "Transactional", "transactional"]
+
+#: Isolation levels that the three databases have in common.
+Isolation = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
+_LEVELS: Final = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
+
+#: What makes the operation's first argument.
+Giver = type[Connection] | type[Session] | sessionmaker[Any]
+
+
+def _check_tries(tries: Any) -> None:
+    if not isinstance(tries, int) or isinstance(tries, bool) or tries < 1:
+        raise ConfigurationError(f"transactional(tries={tries!r}): a whole number, 1 or more.")
+
+
+@dataclass(frozen=True)
+class Transactional:
+    """How a transactional step runs. Built by :func:`transactional`.
+
+    :raises ConfigurationError: for values that make no sense.
+    """
+
+    #: What the operation gets: ``Connection``, a ``Session`` class, or a ``sessionmaker``. ``None``: as the annotation
+    #: of its first parameter says, and a ``Session`` where that says nothing.
+    session: Giver | None = None
+    #: The transaction's isolation level; ``None``: READ COMMITTED. SQLite is always serializable.
+    isolation: Isolation | None = None
+    #: How often the operation is run at most, where the database undoes it because of another transaction.
+    tries: int = 5
+
+    def __post_init__(self) -> None:
+        given: Any = self.session
+        is_class = isinstance(given, type) and issubclass(given, (Connection, Session))
+        if given is not None and not is_class and not isinstance(given, sessionmaker):
+            raise ConfigurationError(
+                f"transactional(session=...) takes Connection, a Session class or a sessionmaker, not {given!r}."
+            )
+        if self.isolation is not None and self.isolation not in _LEVELS:
+            raise ConfigurationError(
+                f"transactional(isolation={self.isolation!r}): choose one of {', '.join(map(repr, _LEVELS))}."
+            )
+        _check_tries(self.tries)
+
+
+@dataclass(frozen=True)
+class DjangoTransactional:
+    """How a transactional step runs that uses Django's connection. Built by :func:`transactional`.
+
+    :raises ConfigurationError: for values that make no sense.
+    """
+
+    #: The database alias.
+    using: str
+    #: How often the operation is run at most, where the database undoes it because of another transaction.
+    tries: int = 5
+
+    def __post_init__(self) -> None:
+        using: Any = self.using
+        if not isinstance(using, str) or not using:
+            raise ConfigurationError(f"transactional(using={using!r}) takes an alias of DATABASES.")
+        _check_tries(self.tries)
+
+
+#: How any transactional step runs.
+AnyTransactional = Transactional | DjangoTransactional
+
+
+@overload
+def transactional(
+    *, session: Giver | None = None, isolation: Isolation | None = None, tries: int = 5
+) -> Transactional: ...
+
+
+@overload
+def transactional(*, using: str, tries: int = 5) -> DjangoTransactional: ...
+
+
+def transactional(
+    *,
+    session: Giver | None = None,
+    isolation: Isolation | None = None,
+    tries: int = 5,
+    using: str | None = None,
+) -> AnyTransactional:
+    """Mark a step whose writes go to the journal's own database: ``@step(effect=transactional())``.
+
+    Its operation gets a session or connection as its first argument, which the caller does not pass. What it writes
+    commits together with the step's journal entry: exactly once. It must not commit, and may be run several times.
+
+    :param session: what the operation gets: ``Connection``, a ``Session`` class or a ``sessionmaker``. Default: what
+        the annotation of its first parameter says, and a ``Session`` where that says nothing.
+    :param isolation: the transaction's isolation level; default READ COMMITTED. SQLite is always serializable.
+    :param tries: how often the operation is run at most, where the database undoes the transaction because of another
+        one (serialization failures, dead-locks).
+    :param using: a database alias of Django's, which must be the journal's database: the operation runs inside
+        ``transaction.atomic(using=...)`` and uses the ORM; it is given no session.
+    :raises ConfigurationError: for values that make no sense.
+    """
+    if using is None:
+        return Transactional(session, isolation, tries)
+    if session is not None or isolation is not None:
+        raise ConfigurationError(
+            "transactional(using=...) is a transaction of Django's: its operation is given no session, and its "
+            "isolation level is that of DATABASES."
+        )
+    return DjangoTransactional(using, tries)
