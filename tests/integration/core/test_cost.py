@@ -202,7 +202,7 @@ def test_a_transactional_step_costs_the_one_commit_that_its_rows_cost_anyway(met
 
     entry = ("update execution", "insert journal")
     # What was buffered before goes first.
-    assert meter.cost(body) == [*OPEN, ("update guard", *entry), *FLUSH, ("update guard", *entry), *FINISH_EMPTY]
+    assert meter.cost(body) == [*LOOK, *OPEN, ("update guard", *entry), *FLUSH, ("update guard", *entry), *FINISH_EMPTY]
 
 
 def test_parallel_branches_cost_no_commit_of_their_own(meter: Meter):
