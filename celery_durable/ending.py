@@ -19,6 +19,7 @@ from .outcome import pack_error
 from .publish import publish_stashed
 from .signals import park as announce_parked
 from .store.records import Batch, EntryKind, State, StoredPayload
+from .worker.control import tell_due
 
 if TYPE_CHECKING:
     from .run import Run
@@ -108,6 +109,10 @@ class Ending:
             ),
         )
         reached("wait.after_suspend", run.execution_id)
+        if delay is not None and delay < self._runtime.settings.recovery_interval:
+            # Sooner than recovery would look by itself.
+            self._runtime.keeper.tell_due(delay)
+            tell_due(self._session.task.app, delay)
         warn_of_chord(self._session.task, self._session.request, delay)
 
     def _give_back(self, run: Run) -> None:

@@ -80,6 +80,10 @@ class Keeper:
         """The lease needs no renewal any more."""
         self._held.pop(buffer.fence, None)
 
+    def tell_due(self, seconds: float) -> None:
+        """Something of this process is due in so many seconds: the worker's recovery service is to look by then."""
+        self._lifeline.tell_due(seconds)
+
     def dispatched(self, pk: int) -> None:
         """Celery was told this outcome; it is marked soon."""
         self._dispatched.append(pk)

@@ -64,7 +64,7 @@ class Runtime:
             max_attempts=settings.max_attempts,
         )
         self.outbox = OutboxStore(self.database, namespace=settings.namespace, lease_ms=settings.lease_ms)
-        self.promises = Promises(self.database, lease_ms=settings.lease_ms)
+        self.promises = Promises(self.database)
         self.tokens = Tokens(settings.secret)
         self.writer = JournalWriter(
             self.journal, flush_interval=settings.flush_interval, ack_timeout=settings.ack_timeout

@@ -198,11 +198,13 @@ def eager(patient: Patient) -> Iterator[Remark]:
 def results(patient: Patient) -> Iterator[Remark]:
     """Where callers look for a result, and for SUSPENDED or AMBIGUOUS."""
     uri = patient.app.backend.as_uri()
-    if uri.startswith("disabled"):
+    if uri.startswith("disabled") and patient.conf.task_ignore_result:
+        yield fine("none, and task_ignore_result is on: nobody waits for results")
+    elif uri.startswith("disabled"):
         yield warning(
             "there is no result backend: AsyncResult knows nothing, chords do not work, and a parked execution shows "
             "in the log and in `celery durable list` only. The journal has all outcomes.",
-            "Set result_backend where anybody waits for results or uses chords.",
+            "Set result_backend where anybody waits for results or uses chords, task_ignore_result where nobody does.",
         )
     elif uri.startswith("rpc"):
         yield warning(

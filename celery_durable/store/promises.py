@@ -210,14 +210,14 @@ def settle_promise(
     state: PromiseState,
     payload: StoredPayload,
     *,
-    lease_ms: int,
+    patience_ms: int,
     namespace: str | None = None,
 ) -> tuple[Settlement, Waking | None]:
     """Settle a promise in the caller's transaction, and let the execution that waits for it go on.
 
     :param pk: of that execution.
-    :param namespace: of whoever can send its message after the commit; recovery does so where nobody has within
-        ``lease_ms``, and at once where this is not the execution's own.
+    :param namespace: of whoever can send its message after the commit; recovery does so where nothing has come of it
+        within ``patience_ms``, and at once where this is not the execution's own.
     """
     execution = connection.execute(
         sa.select(_x.pk, _x.namespace, _x.id, _x.task, _x.state, _x.epoch).where(_x.pk == pk).with_for_update()
@@ -229,21 +229,23 @@ def settle_promise(
     if found.pending and found.deadline is not None and found.deadline <= row.now:
         found = found._replace(state=PromiseState.EXPIRED)
         _set(connection, promise_id, state=int(found.state), settled_at=_p.deadline)
-    if not found.pending:
-        same = (found.state, found.payload) == (state, payload)
-        return (Settlement.AGAIN if same else Settlement[found.state.name]), None
-    codec, data = payload
-    _set(connection, promise_id, state=int(state), settled_at=now_ms(), codec=codec, data=data)
+    done = Settlement.DONE if found.pending else Settlement.AGAIN
+    if found.pending:
+        codec, data = payload
+        _set(connection, promise_id, state=int(state), settled_at=now_ms(), codec=codec, data=data)
+    elif (found.state, found.payload) != (state, payload):
+        return Settlement[found.state.name], None
     if execution is None or execution.state != State.SUSPENDED.value or found.awaited != execution.epoch:
-        return Settlement.DONE, None
+        return done, None
     if (row.needed or 1) > 1:
         settled = sa.select(sa.func.count()).where(_p.pk == pk, _p.awaited == execution.epoch, _p.state != _PENDING)
         if (connection.execute(settled).scalar() or 0) < row.needed:
-            return Settlement.DONE, None
-    return Settlement.DONE, _wake(connection, execution, lease_ms, execution.namespace == namespace)
+            return done, None
+    # Also where it was settled before: whoever did that may have died before the message was sent.
+    return done, _wake(connection, execution, patience_ms, execution.namespace == namespace)
 
 
-def _wake(connection: Connection, execution: Any, lease_ms: int, sends: bool) -> Waking:
+def _wake(connection: Connection, execution: Any, patience_ms: int, sends: bool) -> Waking:
     """Let a suspended execution go on; the caller has locked it.
 
     :param sends: the caller sends its message after the commit.
@@ -253,7 +255,7 @@ def _wake(connection: Connection, execution: Any, lease_ms: int, sends: bool) ->
         values: dict[str, Any] = {"wake_at": now_ms()}
     else:
         # As recovery does with what it has claimed: it comes up again if this message starts nothing.
-        values = {"wake_at": now_ms() + lease_ms, "sends": _x.sends + 1}
+        values = {"wake_at": now_ms() + patience_ms, "sends": _x.sends + 1}
     connection.execute(sa.update(executions).where(_x.pk == execution.pk).values(**values))
     return Waking(execution.pk, execution.namespace, execution.id, execution.task, envelope)
 
@@ -271,12 +273,12 @@ _CLOCK = sa.select(now_ms())
 class Promises:
     """The promises of a database.
 
-    :param lease_ms: how long recovery leaves it to somebody else to send the message of an execution that goes on.
+    :param patience_ms: how long recovery leaves it to somebody else to send the message of an execution that goes on.
     """
 
-    def __init__(self, database: Database, *, lease_ms: int) -> None:
+    def __init__(self, database: Database, *, patience_ms: int = 5000) -> None:
         self._database = database
-        self._lease_ms = lease_ms
+        self._patience_ms = patience_ms
 
     def look(self, ids: Sequence[str]) -> Look:
         """Some promises, by their ids; without any, just the clock. What has passed its deadline has expired."""
@@ -328,7 +330,9 @@ class Promises:
     ) -> tuple[Settlement, Waking | None]:
         """Settle a promise; parameters as of :func:`settle_promise`."""
         return self._database.write(
-            lambda c: settle_promise(c, promise_id, pk, state, payload, lease_ms=self._lease_ms, namespace=namespace)
+            lambda c: settle_promise(
+                c, promise_id, pk, state, payload, patience_ms=self._patience_ms, namespace=namespace
+            )
         )
 
     def beat(self, promise_id: str, pk: int) -> Settlement:

@@ -19,7 +19,7 @@ from sqlalchemy.exc import IntegrityError
 
 from ..faults import reached
 from .database import Database
-from .records import FINAL_STATES, EffectCode, Looked, State
+from .records import FINAL_STATES, Looked, State
 from .tables import executions, guards, journal, now_ms, payloads, promises, upkeep
 
 __all__ = ["Held", "RetentionStore", "Right", "RightLost"]
@@ -300,7 +300,7 @@ class RetentionStore:
         query = (
             sa.select(_j.pk, _j.key)
             .join(guards, sa.and_(guards.c.key == _j.key, guards.c.pk == _j.pk))
-            .where(_j.pk.in_(list(pks)), _j.effect == int(EffectCode.EXACTLY_ONCE_GUARDED))
+            .where(_j.pk.in_(list(pks)), _j.key.is_not(None))
         )
         found: dict[int, set[bytes]] = {}
         for row in connection.execute(query):

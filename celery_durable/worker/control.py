@@ -33,10 +33,12 @@ __all__ = [
     "Lifeline",
     "SocketControl",
     "address_of",
+    "attend",
     "control_of",
     "listen",
     "peer_is_us",
     "set_control",
+    "tell_due",
 ]
 
 logger = logging.getLogger(__name__)
@@ -184,6 +186,12 @@ class Lifeline:
         except OSError:
             self._connection = None
 
+    def tell_due(self, seconds: float) -> None:
+        """Something is due in so many seconds: the service is to look by then."""
+        if self._connection is not None:
+            with contextlib.suppress(OSError):
+                self._connection.sendall(json.dumps({"op": "due", "in": seconds}).encode() + b"\n")
+
     def _alive(self) -> bool:
         assert self._connection is not None
         try:
@@ -200,6 +208,30 @@ class Lifeline:
                 self._connection.sendall(b'{"op": "bye"}\n')
                 self._connection.close()
             self._connection = None
+
+
+class Attentive(Protocol):
+    """A recovery service in a thread of this process."""
+
+    app: Celery
+
+    def look_within(self, seconds: float) -> None:
+        """Look for what is due in so many seconds at the latest."""
+
+
+_services: weakref.WeakSet[Attentive] = weakref.WeakSet()
+
+
+def attend(service: Attentive) -> None:
+    """:func:`tell_due` tells this service."""
+    _services.add(service)
+
+
+def tell_due(app: Celery, seconds: float) -> None:
+    """Something of the app is due in so many seconds."""
+    for service in list(_services):
+        if service.app is app:
+            service.look_within(seconds)
 
 
 _controls: weakref.WeakKeyDictionary[Celery, Control] = weakref.WeakKeyDictionary()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import select
 import socket
 import time
@@ -26,7 +27,7 @@ from ..store import Database, OutboxStore, RecoveryStore, RetentionStore
 from ..store.outbox import Due as Unsent
 from ..store.records import Due, State
 from ..threads import native_thread
-from .control import peer_is_us
+from .control import attend, peer_is_us
 from .handlers import handle
 from .upkeep import Upkeep
 
@@ -89,6 +90,10 @@ class Service:
         #: When the present claim was first tried (``time.monotonic()``); None where the last one was answered.
         self._trying_since: float | None = None
         self._sparing_until = 0.0
+        #: When somebody knows that there will be something to do (``time.monotonic()``).
+        self._look_by = math.inf
+        if server is None:
+            attend(self)
 
     def _new_upkeep(self) -> Upkeep | None:
         rules, settings, database = Rules.of(self.settings), self.settings, self.runtime.database
@@ -106,6 +111,10 @@ class Service:
             rhythm=_UPKEEP_EVERY * settings.recovery_interval,
             rest=rest,
         )
+
+    def look_within(self, seconds: float) -> None:
+        """Look for what is due in so many seconds at the latest."""
+        self._look_by = min(self._look_by, time.monotonic() + seconds)
 
     def stop(self) -> None:
         """Leave :meth:`run` soon."""
@@ -139,6 +148,8 @@ class Service:
 
         :returns: seconds until the next round is due.
         """
+        # Whatever is told from here on may come too late for this claim.
+        self._look_by = math.inf
         if self._trying_since is None:
             self._trying_since = time.monotonic()
         claims = self.recovery.claim(_BATCH, spare_owners=self._spares_owners)
@@ -240,11 +251,11 @@ class Service:
         """Wait, and meanwhile hear what the other processes of the worker say."""
         deadline = time.monotonic() + seconds
         if self._server is None:
-            while not self._stopping and (left := deadline - time.monotonic()) > 0:
+            while not self._stopping and (left := min(deadline, self._look_by) - time.monotonic()) > 0:
                 sleep(min(left, _GLANCE))
             return
         while not self._stopping:
-            left = max(deadline - time.monotonic(), 0)
+            left = max(min(deadline, self._look_by) - time.monotonic(), 0)
             readable, _, _ = select.select([self._server, *self._peers], [], [], left)
             urgent = False
             for connection in readable:
@@ -288,6 +299,8 @@ class Service:
                 self._peers[connection] = (rest, message["owner"])
             elif message["op"] == "bye":
                 self._peers[connection] = (rest, "")
+            elif message["op"] == "due":
+                self.look_within(message["in"])
             else:
                 self._answer(connection, message)
         return False

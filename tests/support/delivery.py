@@ -17,7 +17,7 @@ from celery_durable.store.tables import executions, journal, promises
 
 from .lab import Lab
 
-__all__ = ["Delivery", "Left"]
+__all__ = ["Delivery", "Left", "elapse"]
 
 
 class Left(Exception):
@@ -78,13 +78,19 @@ class Delivery:
 
     def elapse(self, seconds: float) -> None:
         """As if so much time had passed since everything that has happened."""
-        ms = int(seconds * 1000)
+        elapse(self.lab.runtime.database.engine, seconds)
 
-        def back(*columns: sa.Column[Any]) -> dict[sa.Column[Any], Any]:
-            return {column: column - ms for column in columns}
 
-        open_ones = executions.c.state.not_in([s.value for s in FINAL_STATES])
-        self.lab.sql(sa.update(executions).where(open_ones).values(back(executions.c.wake_at)))
-        self.lab.sql(sa.update(journal).values(back(journal.c.at)))
-        times = (promises.c.deadline, promises.c.expires_at, promises.c.timer_at, promises.c.settled_at)
-        self.lab.sql(sa.update(promises).values(back(promises.c.created_at, *times)))
+def elapse(engine: sa.Engine, seconds: float) -> None:
+    """As if so much time had passed since everything that has happened in a database."""
+    ms = int(seconds * 1000)
+
+    def back(*columns: sa.Column[Any]) -> dict[sa.Column[Any], Any]:
+        return {column: column - ms for column in columns}
+
+    open_ones = executions.c.state.not_in([s.value for s in FINAL_STATES])
+    times = (promises.c.deadline, promises.c.expires_at, promises.c.timer_at, promises.c.settled_at)
+    with engine.begin() as connection:
+        connection.execute(sa.update(executions).where(open_ones).values(back(executions.c.wake_at)))
+        connection.execute(sa.update(journal).values(back(journal.c.at)))
+        connection.execute(sa.update(promises).values(back(promises.c.created_at, *times)))

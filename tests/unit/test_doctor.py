@@ -122,7 +122,7 @@ TRIPS: dict[str, tuple[list[tuple[dict[str, Any], str]], list[dict[str, Any]]]] 
     "CD929": ([({"task_always_eager": True}, "nobody recovers")], [{}]),
     "CD931": (
         [({"result_backend": None}, "no result backend"), ({"result_backend": "rpc://"}, "rpc://")],
-        [{}, {"result_backend": "db+sqlite:///x.db"}],
+        [{}, {"result_backend": "db+sqlite:///x.db"}, {"result_backend": None, "task_ignore_result": True}],
     ),
     "CD932": (
         [

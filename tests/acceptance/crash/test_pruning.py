@@ -56,6 +56,7 @@ def pruning(arena: Arena) -> Iterator[None]:
 
 
 @pytest.mark.brokers("redis")
+@pytest.mark.databases("postgresql", "mysql")
 def test_executions_that_run_and_replay_beside_it_lose_nothing(arena: Arena):
     cells = [f"cell-{number}" for number in range(12)]
     settings = {"durable_lease_timeout": LEASE, "durable_recovery_interval": 0.05, "durable_retention": 0}

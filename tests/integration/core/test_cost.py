@@ -17,12 +17,14 @@ from celery.contrib.testing.worker import start_worker
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.engine import Connection, Engine
 
-from celery_durable import DurableTask, Effect, Intent, OnAmbiguous, StepDescriptor, enqueue
+from celery_durable import DurableTask, Effect, Intent, OnAmbiguous, State, StepDescriptor, enqueue, resolve
 from celery_durable.runtime import Runtime
 from celery_durable.store import migrations
 from celery_durable.store.direct import Direct
+from celery_durable.worker.handlers import operations
 from tests.conftest import DATABASES, _use
 from tests.support.databases import JournalDatabase
+from tests.support.wait import eventually
 
 GUARDED = StepDescriptor.guarded("pay", Intent.MONEY_MOVING, on_ambiguous=OnAmbiguous.RERUN)
 NAMED = StepDescriptor.guarded("pay", Intent.MONEY_MOVING, on_ambiguous=OnAmbiguous.RERUN, key=lambda n: f"order-{n}")
@@ -234,6 +236,56 @@ def test_a_call_with_an_id_costs_its_caller_one_commit_and_its_repetition_a_look
     once = str(uuid.uuid4())
     assert meter.cost(lambda context: 1, durable_id=once) == [*record, *REOPEN, *FINISH_EMPTY]
     assert meter.cost(lambda context: 1, durable_id=once) == [("select execution",)]
+
+
+def test_a_sleep_costs_one_commit(meter: Meter):
+    def body(context: Any) -> None:
+        context.step("double", double, 1)
+        context.sleep(0.3)
+
+    # And one look at the clock, which is in no table.
+    suspend, patches, scopes = BEGIN, READ, READ
+    assert meter.cost(body) == [*LOOK, *suspend, *REOPEN, *patches, *READ, *scopes, *FINISH]
+
+
+def test_a_short_sleep_costs_nothing_of_its_own(meter: Meter):
+    def body(context: Any) -> None:
+        context.sleep(0)
+        context.sleep(0.01)
+
+    assert meter.cost(body) == LOOK + ALL
+
+
+def test_a_promise_costs_one_commit_to_make_and_one_to_wait_for(meter: Meter):
+    made: list[Any] = []
+
+    def body(context: Any) -> Any:
+        made.append(context.promise("approval"))
+        return context.wait(made[-1])
+
+    def keep() -> None:
+        eventually(lambda: made and operations(meter.app).find(states=[State.SUSPENDED]))
+        resolve(made[0].id, made[0].token, 5, app=meter.app)
+
+    threading.Thread(target=keep, name="durable-keep").start()
+    make = [(*BEGIN[0], "insert promise")]
+    look = [("select promise",)]
+    suspend = [("update execution", "insert journal", "update promise", "select promise")]
+    assert meter.cost(body) == [*LOOK, *make, *look, *suspend, *REOPEN, *READ * 2, *look, *READ, *FINISH]
+
+
+def test_a_resolution_costs_one_look_and_one_commit(meter: Meter):
+    said: list[Any] = []
+
+    def body(context: Any) -> Any:
+        promise = context.promise("approval")
+        meter.said.clear()
+        resolve(promise.id, promise.token, 5, app=meter.app)
+        said.extend(meter.said)
+        return context.wait(promise)
+
+    meter.cost(body)
+    assert said == [("select promise",), ("select execution", "select promise", "update promise")]
 
 
 @pytest.mark.databases("postgresql")

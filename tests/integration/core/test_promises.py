@@ -218,10 +218,16 @@ def test_the_resolver_sends_the_message_and_recovery_where_it_does_not(
     deliver.suspends(asking)
     asking.resolve(1)
     assert sent == ["one"]
-    # It is on its way; it comes up again only when nothing has come of it for a lease.
+    # It is on its way; it comes up again only when nothing has come of it for a while.
     assert deliver.due() == []
-    deliver.elapse(31)
+    deliver.elapse(5)
     assert deliver.due() == ["one"]
+    # Whoever asks again, because there was no answer, has it sent again too.
+    asking.resolve(1)
+    assert sent == ["one", "one"]
+    assert deliver(asking) == 1
+    asking.resolve(1)
+    assert sent == ["one", "one"]
 
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise ConnectionError("no broker")

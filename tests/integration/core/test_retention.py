@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from celery_durable import DurableContext, OnAmbiguous, WrongState, faults
+from celery_durable import DurableContext, JournalUnavailable, OnAmbiguous, WrongState, faults
 from celery_durable.pruning import Pruner
 from celery_durable.retention import Rules
 from celery_durable.settings import load
@@ -155,9 +155,16 @@ def test_of_what_ended_the_latest_is_kept_up_to_a_number_or_a_size(
 
 
 @everywhere
-@pytest.mark.parametrize("settings", [{"retention_count": 3}, {"retention_bytes": 350_000}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{"retention_count": 3}, {"retention_bytes": 350_000}, {"retention_count": {"completed": 3, "failed": 0}}],
+    ids=str,
+)
 def test_it_is_measured_again_and_again(retention: Callable[..., Retention], settings: dict[str, Any]) -> None:
     past = retention(**settings)
+    if isinstance(settings.get("retention_count"), dict):
+        # Of another state, and beyond its limit although it is the latest of all.
+        past.history.add("failed", state=State.FAILED, ended=DAY)
     past.history.add(*(f"c{number}" for number in range(5)), ended=3 * DAY, steps=1, size=100_000)
     past.keep_up()
     assert past.history.whole() == ["c2", "c3", "c4"]
@@ -371,6 +378,54 @@ def test_a_service_removes_long_ones_in_slices_and_short_ones_together(
     assert transactions.count(("prune_slice", 30)) == 3 * 4 + 1
 
 
+def test_transactions_that_take_too_long_become_smaller(
+    retention: Callable[..., Retention], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    past = retention(retention=DAY / SECOND)
+    past.history.add(*(f"old-{n}" for n in range(40)), ended=2 * DAY)
+    service = past.service()
+    real, sizes = past.store.prune, []
+
+    def slow(rows: Any, right: Any) -> list[int]:
+        sizes.append(len(rows))
+        if len(rows) > 4:
+            raise JournalUnavailable("the database did not commit within 5 s")
+        return real(rows, right)
+
+    monkeypatch.setattr(past.store, "prune", slow)
+    monkeypatch.setattr("celery_durable.pruning._QUICK", 0)
+    for _ in range(2):
+        with pytest.raises(JournalUnavailable):
+            service.turn()
+    past.keep_up(service)
+    assert past.history.whole() == []
+    assert sizes == [40, 17, *[4] * 10]
+
+
+@everywhere
+def test_to_look_whether_there_is_anything_to_do_costs_next_to_nothing(retention: Callable[..., Retention]) -> None:
+    past = retention(retention={"completed": DAY / SECOND}, retention_count=1000)
+    past.history.add(*(f"young-{n}" for n in range(50)), ended=DAY // 2)
+    first, second = past.service("first"), past.service("second")
+    past.keep_up(first)
+    statements: list[str] = []
+
+    def count(connection: Any, cursor: Any, statement: str, *more: Any) -> None:
+        if "durable_" in statement:
+            statements.append(statement)
+
+    database = past.lab.runtime.database
+    engines = {database.engine, *([database._autocommit] if database._autocommit is not None else ())}
+    for engine in engines:
+        sa.event.listen(engine, "before_cursor_execute", count)
+    assert second.turn() == 10.0
+    assert len(statements) == 1
+    statements.clear()
+    assert first.turn() == 10.0
+    # Who has the right, and that it is prolonged; one look for each age; and how far they are.
+    assert len(statements) == 2 + len(past.rules.fronts()) + 1
+
+
 @everywhere
 def test_a_crash_before_the_commit_leaves_everything_and_after_it_nothing_to_do(
     retention: Callable[..., Retention], fault: Callable[[str], None]
@@ -456,6 +511,8 @@ def test_a_dry_walk_counts_and_changes_nothing(retention: Callable[..., Retentio
     past = retention(retention=DAY / SECOND, tombstone_ttl=0)
     past.history.add("one", "two", ended=2 * DAY)
     past.history.add("long", ended=2 * DAY, steps=300, state=State.FAILED)
+    past.history.add("elsewhere", ended=2 * DAY, namespace="another")
+    past.history.add("untold", ended=2 * DAY, wake_at=1)
     past.history.add("old", ended=2 * DAY, pruned_at=1, steps=0)
     past.history.add("holder", ended=2 * DAY, pruned_at=1, steps=1, key=b"k" * 32)
     counts = []
