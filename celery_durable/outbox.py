@@ -15,8 +15,8 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session
 
+from . import django_orm, starting
 from . import envelope as envelopes
-from . import starting
 from .capture import capturing, expect_result
 from .errors import ConfigurationError
 from .faults import reached
@@ -48,6 +48,16 @@ class Sendable(Protocol):
     def apply_async(self, args: Any = ..., kwargs: Any = ..., **options: Any) -> Any: ...
 
 
+class DjangoConnection(Protocol):
+    """What ``django.db.connection`` and ``django.db.connections[alias]`` are."""
+
+    @property
+    def alias(self) -> str: ...
+
+    @property
+    def in_atomic_block(self) -> bool: ...
+
+
 class Waiting(NamedTuple):
     """A recorded message that waits for the commit."""
 
@@ -60,7 +70,7 @@ class Waiting(NamedTuple):
 
 
 def enqueue(
-    where: Connection | Session | scoped_session[Any],
+    where: Connection | Session | scoped_session[Any] | DjangoConnection,
     what: Sendable,
     args: Iterable[Any] | None = None,
     kwargs: Mapping[str, Any] | None = None,
@@ -71,7 +81,8 @@ def enqueue(
 
     A durable task runs once. The message of any other task may be sent twice, after a crash.
 
-    :param where: an SQLAlchemy ``Session`` or ``Connection`` of the journal's database. Committing it stays yours.
+    :param where: an SQLAlchemy ``Session`` or ``Connection`` of the journal's database, or ``connection`` of Django's,
+        inside ``atomic()``. Committing stays yours.
     :param what: a task, or a signature: canvas too.
     :param args: positional arguments, as for ``apply_async``.
     :param kwargs: keyword arguments, as for ``apply_async``.
@@ -82,10 +93,15 @@ def enqueue(
     :raises JournalUnavailable: when the journal's database cannot be asked whether it is the same one.
     """
     app = _app_of(what)
-    connection = _connection_of(where)
     runtime = Runtime.of(app)
-    verify_same(connection, runtime.database)
-    joined = connection.__dict__.get(_JOINED) or _Joined(connection)
+    alias = django_orm.alias_of(where)
+    joined: _Joined | DjangoJoined
+    if alias is not None:
+        joined = DjangoJoined(alias, runtime)
+    else:
+        connection = _connection_of(where)
+        verify_same(connection, runtime.database)
+        joined = connection.__dict__.get(_JOINED) or _Joined(connection)
     if app.conf.task_always_eager:
         return joined.run_at_commit(runtime, what, args, kwargs, options)
     result: AsyncResult[Any]
@@ -195,12 +211,9 @@ class _Joined:
         self, runtime: Runtime, what: Sendable, args: Any, kwargs: Any, options: dict[str, Any]
     ) -> AsyncResult[Any]:
         """Eager mode knows no messages: run it after the commit. A row tells whether it came to that."""
-        given = (tuple(args or ()), dict(kwargs or {}))
-        make = getattr(what, "signature", None) or what.clone  # type: ignore[attr-defined]
-        signature = make(*given, **options)
-        result: AsyncResult[Any] = signature.freeze()
+        result, run = _later(what, args, kwargs, options)
         [pk] = self._insert(what.app, runtime, [Unsent(result.id, "(eager)", StoredPayload(0, b""))])
-        self._eager[pk] = signature.apply_async
+        self._eager[pk] = run
         return result
 
     def _insert(self, app: Celery, runtime: Runtime, rows: list[Published | Unsent]) -> list[int]:
@@ -208,14 +221,7 @@ class _Joined:
             # What waited for another transaction waited in vain, for that was rolled back.
             self._waiting, self._eager = [], {}
         after = max([0, *(message.pk for message in self._waiting[-1:]), *self._eager])
-        settings = runtime.settings
-
-        def settle(taken: IdTaken) -> None:
-            error = starting.difference(app, runtime, taken)
-            if error is not None:
-                raise error
-
-        keys = insert(self._connection, settings.namespace, settings.lease_ms, rows, settle=settle, after=after)
+        keys = _record(self._connection, app, runtime, rows, after)
         self._transaction = self._connection.get_transaction()
         return keys
 
@@ -231,10 +237,7 @@ class _Joined:
             reached("enqueue.after_commit")
             send_committed(waiting)
         for run in eager.values():
-            try:
-                run()
-            except Exception:
-                logger.exception("a task that was enqueued in eager mode failed")
+            _run_eagerly(run)
 
     def _kept(self, waiting: list[Waiting], eager: Iterable[int]) -> set[int]:
         """What the transaction holds at its end: savepoints may have been rolled back, or all of it be lost."""
@@ -247,6 +250,80 @@ class _Joined:
             logger.debug("nothing is sent at once, for the transaction cannot be asked what it holds: %s", error)
             return set()
         return kept
+
+
+class DjangoJoined:
+    """What is to be sent at the commit of Django's transaction of this thread.
+
+    :raises ConfigurationError: outside ``atomic()``, and for another database.
+    """
+
+    def __init__(self, alias: str, runtime: Runtime) -> None:
+        if not django_orm.in_atomic(alias):
+            raise ConfigurationError(
+                f"Django's connection {alias!r} is not inside transaction.atomic(): there is no transaction that "
+                "enqueue() could join."
+            )
+        django_orm.verify_alias(alias, runtime.database)
+        self._alias = alias
+
+    def add(self, app: Celery, runtime: Runtime, stashes: list[Stash]) -> None:
+        """Record messages in the transaction."""
+        rows = storable(app, runtime, stashes)
+        keys = _record(django_orm.Borrowed(self._alias), app, runtime, [row for _, row in rows], 0)
+        now = time.monotonic()
+        waiting = [
+            Waiting(app, stash, pk, isinstance(row, Published), now)
+            for pk, (stash, row) in zip(keys, rows, strict=True)
+        ]
+        # Savepoints that are rolled back take their hooks with them.
+        django_orm.on_commit(self._alias, lambda: self._committed(waiting))
+
+    def run_at_commit(
+        self, runtime: Runtime, what: Sendable, args: Any, kwargs: Any, options: dict[str, Any]
+    ) -> AsyncResult[Any]:
+        """Eager mode knows no messages: run it after the commit."""
+        result, run = _later(what, args, kwargs, options)
+        django_orm.on_commit(self._alias, lambda: _run_eagerly(run))
+        return result
+
+    def _committed(self, waiting: list[Waiting]) -> None:
+        reached("enqueue.after_commit")
+        durable = [message.pk for message in waiting if message.durable]
+        plain = [message.pk for message in waiting if not message.durable]
+        try:
+            # An id may have been known; and PostgreSQL may have answered the commit with a rollback, unseen by Django.
+            kept = present(django_orm.Borrowed(self._alias), durable, plain)
+        except Exception as error:
+            logger.warning("messages that are recorded are left to recovery: %s", error)
+            return
+        send_committed([message for message in waiting if message.pk in kept])
+
+
+def _record(connection: Any, app: Celery, runtime: Runtime, rows: list[Published | Unsent], after: int) -> list[int]:
+    def settle(taken: IdTaken) -> None:
+        error = starting.difference(app, runtime, taken)
+        if error is not None:
+            raise error
+
+    settings = runtime.settings
+    return insert(connection, settings.namespace, settings.lease_ms, rows, settle=settle, after=after)
+
+
+def _later(
+    what: Sendable, args: Any, kwargs: Any, options: dict[str, Any]
+) -> tuple[AsyncResult[Any], Callable[[], Any]]:
+    """A call that is made later, and its result."""
+    make = getattr(what, "signature", None) or what.clone  # type: ignore[attr-defined]
+    signature = make(tuple(args or ()), dict(kwargs or {}), **options)
+    return signature.freeze(), signature.apply_async
+
+
+def _run_eagerly(run: Callable[[], Any]) -> None:
+    try:
+        run()
+    except Exception:
+        logger.exception("a task that was enqueued in eager mode failed")
 
 
 def _app_of(what: Any) -> Celery:

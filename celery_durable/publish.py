@@ -20,6 +20,7 @@ from celery.utils.time import maybe_iso8601
 from . import capture, starting
 from . import envelope as envelopes
 from .capture import BackendCall
+from .django_orm import in_atomic
 from .errors import ConfigurationError
 from .faults import reached
 from .runtime import Runtime
@@ -145,14 +146,20 @@ def wrap_sender(app: Celery, original: Callable[..., Any]) -> Callable[..., Any]
             if not is_durable(app, name):
                 raise ConfigurationError(_not_durable(app, name, durable_id))
             starting.check_place(name, message, durable_id)
-        elif captured is None and (envelopes.PK_HEADER in message.headers or not is_durable(app, name)):
+        elif captured is None and envelopes.PK_HEADER in message.headers:
             return original(producer, name, message, **options)
         stash = Stash(name, message, options, chosen)
         if captured is not None:
             captured.take(stash)
             return None
         session = stashing.get()
-        if session is not None and message.headers.get("id") == session.request.id and not chosen:
+        own = session is not None and message.headers.get("id") == session.request.id and not chosen
+        if not own and _joins(app, stash):
+            return None
+        if not chosen and not is_durable(app, name):
+            return original(producer, name, message, **options)
+        if own:
+            assert session is not None
             session.stash = stash
             return None
         runtime = Runtime.of(app)
@@ -172,6 +179,18 @@ def wrap_sender(app: Celery, original: Callable[..., Any]) -> Callable[..., Any]
 
     send_task_message.past_outbox = original  # type: ignore[attr-defined]
     return send_task_message
+
+
+def _joins(app: Celery, stash: Stash) -> bool:
+    """Whether the message was recorded in the open transaction of Django's."""
+    runtime = Runtime.of(app)
+    using = runtime.settings.outbox_using
+    if using is None or not in_atomic(using):
+        return False
+    from .outbox import DjangoJoined
+
+    DjangoJoined(using, runtime).add(app, runtime, [stash])
+    return True
 
 
 def _not_durable(app: Celery, name: str, durable_id: Any) -> str:

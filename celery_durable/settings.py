@@ -105,6 +105,10 @@ class Settings:
     on_unavailable: str = _setting("raise", lambda v: v in ("raise", "degrade"), "'raise' or 'degrade'")
     #: Record executions when they are published; None: on transports that lose messages.
     outbox: bool | None = _setting(None, lambda v: v is None or isinstance(v, bool), "True, False or None")
+    #: A database alias of Django's: what is published inside ``atomic()`` on it joins that transaction; None: nothing.
+    outbox_using: str | None = _setting(
+        None, lambda v: v is None or _text(v), "an alias of Django's DATABASES, or None"
+    )
     #: How many seconds after its end an execution is pruned, by its state; None: never.
     retention: Mapping[str, float] | None = _read_setting(None, read_ages, f"{_DURATION}, {_PER_STATE}")
     #: How many executions that have ended are kept, at most; all together, or by state.

@@ -15,13 +15,14 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, OperationalError, PendingRollbackError
 from sqlalchemy.orm import Session, sessionmaker
 
+from . import django_orm
 from .actions import StepCall, Transact
 from .current import operation
 from .errors import ConfigurationError, JournalUnavailable, LeaseLost, TransactionMisused
 from .faults import reached
 from .step import Step, StepDescriptor
 from .store.records import Batch
-from .store.transactions import NotCommitted, Transactions, Unsure, is_conflict
+from .store.transactions import NotCommitted, Transactions, Unsure, is_conflict, is_lost
 from .transactional import AnyTransactional, DjangoTransactional
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ class _Opened:
         except Exception as error:
             if is_conflict(error):
                 raise NotCommitted(error, conflict=True) from error
-            raise Unsure(error, batch) from error
+            raise Unsure(error, batch, lost=is_lost(error)) from error
 
     def close(self) -> None:
         """Roll back what was not committed."""
@@ -193,9 +194,13 @@ class _Opened:
 
 
 @contextlib.contextmanager
-def _opened(transactions: Transactions, options: AnyTransactional, op: Any) -> Iterator[_Opened]:
+def _opened(
+    transactions: Transactions, options: AnyTransactional, op: Any
+) -> Iterator[_Opened | django_orm.DjangoOpened]:
     if isinstance(options, DjangoTransactional):
-        raise NotImplementedError
+        with django_orm.opened(transactions, options.using) as atomic:
+            yield atomic
+        return
     giver = options.session or giver_of(op)
     with transactions.connected(options.isolation) as (connection, deadline):
         opened = _Opened(transactions, connection, deadline, giver)

@@ -7,7 +7,7 @@ they are deleted once they are sent.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql, sqlite
@@ -47,6 +47,15 @@ _LONGEST_ID = 255
 _CHUNK = 500
 #: Somebody else's connection may translate schemas; the journal's tables are where they are.
 _OPTIONS: dict[str, Any] = {"schema_translate_map": {}}
+
+
+class Speaks(Protocol):
+    """A connection of SQLAlchemy's, or one that is borrowed from somebody else."""
+
+    @property
+    def dialect(self) -> Any: ...
+
+    def execute(self, statement: Any, parameters: Any = ..., *, execution_options: Any = ...) -> Any: ...
 
 
 class Published(NamedTuple):
@@ -147,14 +156,14 @@ def wakes() -> dict[str, Any]:
     return {"wake_at": wake, "created_at": now_ms(), "updated_at": now_ms()}
 
 
-def known_ids(connection: Connection, namespace: str, messages: Sequence[Published]) -> dict[str, Any]:
+def known_ids(connection: Speaks, namespace: str, messages: Sequence[Published]) -> dict[str, Any]:
     """Rows of executions that have the ids of these messages."""
     columns = (_x.id, _x.pk, _x.task, _x.state, _x.args_hash, _x.created_at, _x.pruned_at)
     query = sa.select(*columns).where(_x.namespace == namespace, _x.id.in_([m.id for m in messages]))
     return {row.id: row for row in connection.execute(query, execution_options=_OPTIONS)}
 
 
-def existing(connection: Connection, row: Any) -> Existing:
+def existing(connection: Speaks, row: Any) -> Existing:
     """More of what :func:`known_ids` has found."""
     return Existing(
         pk=row.pk,
@@ -163,7 +172,7 @@ def existing(connection: Connection, row: Any) -> Existing:
         args_hash=None if row.args_hash is None else bytes(row.args_hash),
         created_at=row.created_at,
         pruned=row.pruned_at is not None,
-        envelope=get_payload(connection, row.pk, PayloadKind.ENVELOPE),
+        envelope=get_payload(connection, row.pk, PayloadKind.ENVELOPE),  # type: ignore[arg-type]
     )
 
 
@@ -190,7 +199,7 @@ _PAYLOAD = sa.insert(payloads).from_select(
 
 
 def insert(
-    connection: Connection,
+    connection: Speaks,
     namespace: str,
     lease_ms: int,
     messages: Sequence[Published | Unsent],
@@ -252,7 +261,7 @@ def _check(message: Published | Unsent) -> None:
 
 
 def _check_known(
-    connection: Connection, namespace: str, messages: Sequence[Published], settle: Callable[[IdTaken], None]
+    connection: Speaks, namespace: str, messages: Sequence[Published], settle: Callable[[IdTaken], None]
 ) -> None:
     """Some were left out: where the id is another call's, the message would vanish. Say so instead."""
     rows = known_ids(connection, namespace, messages)
@@ -271,7 +280,7 @@ def _check_known(
             )
 
 
-def present(connection: Connection, durable: Sequence[int], plain: Sequence[int]) -> set[int]:
+def present(connection: Speaks, durable: Sequence[int], plain: Sequence[int]) -> set[int]:
     """Which of these keys this transaction really holds: a savepoint may have been rolled back, an id known."""
     found: set[int] = set()
     for column, keys in ((_x.pk, durable), (_o.pk, plain)):

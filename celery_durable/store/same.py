@@ -14,7 +14,7 @@ from ..errors import ConfigurationError, SchemaError
 from . import migrations
 from .database import Database
 
-__all__ = ["IDENTITY", "told", "verify_same"]
+__all__ = ["IDENTITY", "different", "file_of", "told", "verify_same"]
 
 #: Dialect -> what tells a database from every other one: the server that runs, the database in it, and, where names
 #: are looked up in several schemas, the journal's table.
@@ -76,9 +76,7 @@ def _ours(database: Database) -> tuple[str, ...]:
 
 def _file(connection: Connection, database: Database) -> tuple[str, ...]:
     """The journal's file. It may be locked by the caller, so it is not opened unless its tables are to be made."""
-    name = database.url.database or ""
-    if "?" in name or name.startswith("file:"):
-        return _ours(database)
+    name = file_of(database)
     if not migrations.is_current(connection):
         try:
             database.check_schema()
@@ -87,4 +85,10 @@ def _file(connection: Connection, database: Database) -> tuple[str, ...]:
                 f"the journal's tables in {name} are not there yet, or of another version, and cannot be made while a "
                 "transaction has the file locked. Make them before: celery -A <your app> durable upgrade"
             ) from error
-    return (os.path.realpath(name),)
+    return (name,)
+
+
+def file_of(database: Database) -> str:
+    """The file of an SQLite database."""
+    name = database.url.database or ""
+    return os.path.realpath(name.removeprefix("file:").partition("?")[0])

@@ -49,9 +49,11 @@ class NotCommitted(Exception):
 class Unsure(Exception):
     """Internal: the commit failed, and it may have been done all the same."""
 
-    def __init__(self, error: Exception, batch: Batch | None) -> None:
+    def __init__(self, error: Exception, batch: Batch | None, *, lost: bool) -> None:
         super().__init__(str(error))
         self.error = error
+        #: The connection was lost with it.
+        self.lost = lost
         #: What was written with it; None where nothing tells.
         self.batch = batch
 
@@ -120,7 +122,7 @@ class Transactions:
             "Put less into one step, or raise the setting."
         )
 
-    def write_entry(self, connection: Connection, batch: Batch) -> None:
+    def write_entry(self, connection: Any, batch: Batch) -> None:
         """Write the journal entry, under the fence, into the operation's transaction.
 
         :raises LeaseLost: when the execution is somebody else's: then the transaction must be rolled back.
@@ -128,7 +130,7 @@ class Transactions:
         """
         try:
             self._journal.append_in(connection, batch)
-        except exc.DBAPIError as error:
+        except Exception as error:
             if _sqlstate(error) == _IN_FAILED_TRANSACTION:
                 raise TransactionMisused(
                     "the operation has swallowed an error of the database, which has given the whole transaction up by "
@@ -144,10 +146,10 @@ class Transactions:
         """
         error = unsure.error
         if unsure.batch is not None and self._journal.is_in(unsure.batch):
-            if not is_lost(error):
+            if not unsure.lost:
                 logger.error("a transaction was committed, and something failed after that", exc_info=error)
             return
-        if is_lost(error):
+        if unsure.lost:
             raise NotCommitted(error, conflict=False) from error
         raise error
 

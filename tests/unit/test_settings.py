@@ -63,11 +63,11 @@ def test_nothing_has_to_be_set() -> None:
 
 def test_everything_can_be_set() -> None:
     wanted = Settings(
-        "sqlite://", 20, 0.5, 0, 2.5, 60.0, 1, 2, 3, "pickle", "n" * 64, "park", "degrade", True,
+        "sqlite://", 20, 0.5, 0, 2.5, 60.0, 1, 2, 3, "pickle", "n" * 64, "park", "degrade", True, "default",
         {"failed": 4.0}, 5, {"completed": 6}, None, 7.0, ("CD901",), ["s" * 16],
     )  # fmt: skip
     given = {PREFIX + name: value for name, value in dataclasses.asdict(wanted).items()}
-    assert len(given) == 21
+    assert len(given) == 22
     assert load(configured(**given)) == wanted
     assert wanted.lease_ms == 20_000
 
@@ -98,6 +98,7 @@ def _bad() -> list[Any]:
         "on_divergence": ([None, "RESTART", "ignore", ["park"]], "it must be 'restart' or 'park'."),
         "on_unavailable": ([None, "ignore", True], "it must be 'raise' or 'degrade'."),
         "outbox": (["yes", 1, 0, "True"], "it must be True, False or None."),
+        "outbox_using": (["", 1, True], "it must be an alias of Django's DATABASES, or None."),
         "retention": ([-1, "7d", True, [7], {"done": 3}, {"completed": -1}, {State.QUARANTINED: 3}, {3: 3}], AGES),
         "retention_count": (
             [-1, 1.5, "3", True, {"done": 3}, {"completed": {"failed": 3}}],

@@ -1,0 +1,390 @@
+"""Django's own transactions: steps whose rows the ORM writes, and messages that join ``atomic()``."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import django
+import pytest
+import sqlalchemy as sa
+from celery import chain, chord, group
+from django.conf import settings as django_settings
+from django.db import IntegrityError, connection, connections, models, transaction
+
+from celery_durable import (
+    ConfigurationError,
+    DurableContext,
+    StepDescriptor,
+    TransactionMisused,
+    TransactionTimeout,
+    enqueue,
+    step,
+    transactional,
+)
+from celery_durable.store import migrations
+from tests.integration.outbox_lab import Shop
+from tests.support.brokers import MessageBroker
+from tests.support.databases import JournalDatabase
+from tests.support.lab import Crash, Lab, Parked
+
+pytestmark = pytest.mark.databases("sqlite", "postgresql")
+
+if not django_settings.configured:
+    django_settings.configure(DATABASES={}, USE_TZ=True)
+    django.setup()
+
+ENGINES = {"sqlite": "django.db.backends.sqlite3", "postgresql": "django.db.backends.postgresql"}
+
+
+class Order(models.Model):
+    number = models.IntegerField(unique=True)
+
+    class Meta:
+        app_label = "shop"
+        db_table = "django_order"
+
+
+def configured(database: JournalDatabase) -> dict[str, Any]:
+    url = sa.make_url(database.url)
+    given = {"NAME": url.database, "HOST": url.host or "", "PORT": url.port or "", "USER": url.username or ""}
+    return connections.configure_settings({"default": {"ENGINE": ENGINES[database.kind], **given}})["default"]
+
+
+@pytest.fixture(autouse=True)
+def tables(database: JournalDatabase) -> Iterator[None]:
+    """Django's default database is that of the journal."""
+    migrations.upgrade(database.url)
+    connections.databases["default"] = configured(database)
+    with contextlib.suppress(AttributeError):
+        del connections["default"]
+    with connection.schema_editor() as editor:
+        editor.create_model(Order)
+    yield
+    connection.close()
+    del connections["default"]
+
+
+def numbers() -> list[int]:
+    return sorted(Order.objects.values_list("number", flat=True))
+
+
+@step(effect=transactional(using="default"))
+def order(number: int) -> int:
+    Order.objects.create(number=number)
+    return number
+
+
+# -- steps ------------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_the_orm_and_the_entry_commit_together(lab: Lab) -> None:
+    def body(context: DurableContext) -> list[int]:
+        context.step("before", str, 1)
+        return [order(1), order(2)]
+
+    assert lab.run(body) == [1, 2]
+    lab.sql(sa.text("UPDATE durable_execution SET state = 'pending', wake_at = NULL"))
+    assert lab.run(body) == [1, 2]
+    assert numbers() == [1, 2]
+    assert lab.entries() == ["0 RESULT before", "1 RESULT order", "2 RESULT order"]
+    assert lab.execution().steps == 3
+
+
+@pytest.mark.parametrize("point", ["step.after_effect", "transaction.before_commit", "transaction.after_commit"])
+def test_a_crash_leaves_both_or_neither(lab: Lab, monkeypatch: pytest.MonkeyPatch, point: str) -> None:
+    def die(name: str, *_: str) -> None:
+        if name == point:
+            raise Crash
+
+    monkeypatch.setattr("celery_durable.transaction.reached", die)
+    lab.crash(lambda context: order(1))
+    monkeypatch.undo()
+    assert numbers() == ([1] if point == "transaction.after_commit" else [])
+    assert lab.run(lambda context: order(1)) == 1
+    assert numbers() == [1]
+
+
+def test_errors_roll_back_and_are_the_steps(lab: Lab) -> None:
+    def body(context: DurableContext) -> str:
+        order(1)
+        try:
+            order(1)
+        except IntegrityError as error:
+            return type(error).__name__
+        return "?"
+
+    assert lab.run(body) == "IntegrityError"
+    assert numbers() == [1]
+    assert lab.entries() == ["0 RESULT order", "1 ERROR order"]
+
+
+def test_an_owner_that_was_fenced_off_commits_no_rows(lab: Lab) -> None:
+    def body(context: DurableContext) -> None:
+        context._run.flush()
+        lab.sql(sa.text("UPDATE durable_execution SET epoch = epoch + 1"))
+        order(1)
+
+    with pytest.raises(Parked):
+        lab.run(body)
+    assert numbers() == []
+
+
+def swallow() -> None:
+    Order.objects.create(number=1)
+    try:
+        with transaction.atomic():
+            Order.objects.create(number=1)
+    except IntegrityError:
+        Order.objects.create(number=2)
+
+
+def careless() -> None:
+    Order.objects.create(number=1)
+    try:
+        with transaction.atomic(savepoint=False):
+            Order.objects.create(number=1)
+    except IntegrityError:
+        pass
+
+
+def undo() -> None:
+    Order.objects.create(number=1)
+    transaction.set_rollback(True)
+
+
+MISUSES: dict[str, Callable[[], Any]] = {
+    "rolls back": undo,
+    "swallows": careless,
+}
+
+
+@pytest.mark.parametrize("how", MISUSES)
+def test_an_operation_must_not_end_its_transaction(lab: Lab, how: str) -> None:
+    misuse = step(name="misuse", effect=transactional(using="default"))(MISUSES[how])
+
+    def body(context: DurableContext) -> None:
+        with pytest.raises(TransactionMisused):
+            misuse()
+
+    lab.run(body)
+    assert numbers() == []
+
+
+def test_savepoints_are_the_operations_own(lab: Lab) -> None:
+    lab.run(lambda context: step(effect=transactional(using="default"))(swallow)())
+    assert numbers() == [1, 2]
+
+
+def test_hooks_run_after_the_commit_and_their_errors_do_not_undo_it(lab: Lab) -> None:
+    seen = []
+
+    @step(effect=transactional(using="default"))
+    def hooked() -> str:
+        Order.objects.create(number=1)
+        transaction.on_commit(lambda: seen.append(numbers()))
+        transaction.on_commit(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+        return "done"
+
+    assert lab.run(lambda context: hooked()) == "done"
+    assert seen == [[1]]
+    assert lab.entries() == ["0 RESULT hooked"]
+
+
+@pytest.mark.databases("postgresql")
+def test_a_conflict_has_the_operation_run_again(lab: Lab) -> None:
+    runs = []
+
+    @step(effect=transactional(using="default"))
+    def unlucky() -> int:
+        runs.append(1)
+        Order.objects.create(number=len(runs))
+        if len(runs) < 3:
+            with connection.cursor() as cursor:
+                cursor.execute("DO $$ BEGIN RAISE EXCEPTION 'conflict' USING ERRCODE = '40001'; END $$")
+        return len(runs)
+
+    assert lab.run(lambda context: unlucky()) == 3
+    assert numbers() == [3]
+
+
+@pytest.mark.databases("postgresql")
+def test_a_connection_that_is_lost_has_the_operation_run_again(lab: Lab) -> None:
+    runs = []
+
+    @step(effect=transactional(using="default"))
+    def cut_off() -> int:
+        runs.append(1)
+        Order.objects.create(number=len(runs))
+        if len(runs) == 1:
+            with lab.runtime.database.engine.connect() as killer:
+                pid = connection.connection.info.backend_pid
+                killer.exec_driver_sql(f"SELECT pg_terminate_backend({pid})")
+            numbers()
+        return len(runs)
+
+    assert lab.run(lambda context: cut_off()) == 2
+    assert numbers() == [2]
+
+
+def test_an_operation_that_takes_too_long(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(durable_transaction_timeout=0.05)
+
+    @step(effect=transactional(using="default"))
+    def slow() -> None:
+        Order.objects.create(number=1)
+        threading.Event().wait(0.1)
+
+    def body(context: DurableContext) -> None:
+        with pytest.raises(TransactionTimeout):
+            slow()
+
+    lab.run(body)
+    assert numbers() == []
+
+
+def test_where_it_cannot_be(lab: Lab, tmp_path: Any, database: JournalDatabase) -> None:
+    elsewhere = {"ENGINE": ENGINES["sqlite"], "NAME": str(tmp_path / "elsewhere.db")}
+    connections.databases["elsewhere"] = connections.configure_settings({"default": elsewhere})["default"]
+
+    def body(context: DurableContext) -> None:
+        with pytest.raises(ConfigurationError, match=r"elsewhere\.db.*the journal is in"):
+            context.step(_using("elsewhere"), numbers)
+        with pytest.raises(ConfigurationError, match="no alias"):
+            context.step(_using("nowhere"), numbers)
+        with transaction.atomic(), pytest.raises(ConfigurationError, match="Leave the block"):
+            order(1)
+
+    lab.run(body)
+    connections["elsewhere"].close()
+    del connections["elsewhere"]
+    del connections.databases["elsewhere"]
+
+
+def _using(alias: str) -> StepDescriptor:
+    from celery_durable.effects import Effect
+
+    return StepDescriptor(f"on {alias}", Effect.TRANSACTIONAL, transaction=transactional(using=alias))
+
+
+def test_a_task_that_is_called_directly(lab: Lab) -> None:
+    lab._body = lambda context: order(1)
+    assert lab.job() == 1
+    assert numbers() == [1]
+
+
+# -- messages ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shop(request: pytest.FixtureRequest, database: JournalDatabase, broker: MessageBroker) -> Iterator[Shop]:
+    opened = Shop(database, broker, **getattr(request, "param", {}))
+    yield opened
+    opened.close()
+
+
+def joined(shop: Shop) -> Callable[..., Any]:
+    """How the tests send: by name of the setting, or with ``enqueue``."""
+    if shop.app.conf.get("durable_outbox_using"):
+        return lambda task, args: task.apply_async(args)
+    return lambda task, args: enqueue(connection, task, args)
+
+
+SETTINGS: list[dict[str, Any]] = [{}, {"durable_outbox_using": "default"}]
+ways = pytest.mark.parametrize("shop", SETTINGS, ids=["enqueue", "setting"], indirect=True)
+memory = pytest.mark.brokers("memory")
+
+
+@memory
+@ways
+def test_messages_share_the_fate_of_atomic(shop: Shop) -> None:
+    send = joined(shop)
+
+    @transaction.atomic
+    def undone() -> None:
+        Order.objects.create(number=1)
+        send(shop.durable, ("undone",))
+        send(shop.plain, ("undone",))
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        undone()
+    assert (shop.rows(), shop.sent()) == ([], [])
+    with transaction.atomic():
+        Order.objects.create(number=2)
+        send(shop.plain, (1,))
+        with pytest.raises(LookupError):
+            undone()
+        with transaction.atomic():
+            send(shop.durable, (2,))
+        assert shop.sent() == []
+    assert numbers() == [2]
+    assert shop.sent() == [("plain", [1]), ("durable", [2])]
+    assert [task for _, task in shop.rows()] == ["durable"]
+
+
+@memory
+@ways
+def test_recovery_sends_what_the_process_did_not(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("celery_durable.outbox.send_committed", lambda messages: None)
+    send = joined(shop)
+    with transaction.atomic():
+        send(shop.plain, (1,))
+        send(shop.durable, (2,))
+    shop.due()
+    shop.service.round()
+    assert shop.sent() == [("plain", [1]), ("durable", [2])]
+
+
+@memory
+@ways
+def test_canvas_and_known_ids(shop: Shop) -> None:
+    with transaction.atomic():
+        if shop.app.conf.get("durable_outbox_using"):
+            group(shop.durable.s(1), chain(shop.plain.s(2), shop.durable.s())).apply_async()
+            chord([shop.plain.s(3)], shop.total.s()).apply_async()
+        else:
+            enqueue(connection, group(shop.durable.s(1), chain(shop.plain.s(2), shop.durable.s())))
+            enqueue(connection, chord([shop.plain.s(3)], shop.total.s()))
+    assert shop.sent() == [("durable", [1]), ("plain", [2]), ("plain", [3])]
+    for _ in range(2):
+        with transaction.atomic():
+            enqueue(connection, shop.durable, (4,), durable_id="four")
+    assert shop.sent() == [("durable", [4])]
+
+
+@memory
+@ways
+def test_outside_atomic(shop: Shop) -> None:
+    if shop.app.conf.get("durable_outbox_using"):
+        shop.plain.apply_async((1,))
+        assert shop.sent() == [("plain", [1])]
+        assert shop.rows() == []
+    else:
+        with pytest.raises(ConfigurationError, match="not inside"):
+            enqueue(connection, shop.plain, (1,))
+
+
+@memory
+@pytest.mark.databases("postgresql")
+def test_a_commit_that_the_server_answers_with_a_rollback_sends_nothing(shop: Shop) -> None:
+    with transaction.atomic():
+        enqueue(connection, shop.durable, (1,))
+        with connection.cursor() as cursor, pytest.raises(Exception, match="division"):
+            cursor.connection.execute("SELECT 1 / 0")
+    assert shop.sent() == []
+    assert shop.rows() == []
+
+
+@memory
+def test_a_step_sends_with_its_rows(shop: Shop, lab: Lab) -> None:
+    @step(effect=transactional(using="default"))
+    def order_and_send(number: int) -> None:
+        Order.objects.create(number=number)
+        enqueue(connection, shop.plain, (number,))
+
+    lab.run(lambda context: order_and_send(1))
+    assert numbers() == [1]
+    assert shop.sent() == [("plain", [1])]
