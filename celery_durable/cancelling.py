@@ -26,15 +26,19 @@ class Cancelled(NamedTuple):
     before: Execution
     #: Why the result backend could not be told.
     problem: str | None
+    #: As it is now: where it has something to undo, it is cancelled as soon as that is done.
+    state: State = State.CANCELLED
 
 
 def cancel(app: Celery, execution_id: str, reason: str) -> Cancelled:
     """End an execution that has not ended; whoever waits for its result gets ``TaskRevokedError``.
 
+    What it did is undone first, where it has said how.
+
     One that was cancelled before is cancelled again where the result backend does not know of it.
 
     :raises UnknownExecution: when there is none of this id.
-    :raises WrongState: when it has ended already.
+    :raises WrongState: when it has ended already, is being undone, or a step of it is in doubt.
     :raises JournalUnavailable: when the database did not answer.
     """
     runtime = Runtime.of(app)
@@ -42,6 +46,9 @@ def cancel(app: Celery, execution_id: str, reason: str) -> Cancelled:
     row = operations.get(execution_id)
     if row.state is not State.CANCELLED:
         row = operations.cancel(execution_id, reason)
+        state = operations.get(execution_id).state
+        if state is not State.CANCELLED:
+            return Cancelled(row, None, state)
     elif _is_told(app, execution_id):
         raise WrongState(f"execution {execution_id} is cancelled already; there is nothing to cancel.")
     return Cancelled(row, _tell_celery(app, runtime, operations, row, reason))

@@ -23,10 +23,12 @@ from .logger import DurableLogger
 from .parallel import Parallel
 from .replay import ReplayCursor
 from .run import Run
+from .saga import UNDO
 from .scope import ScopeState
-from .step import Step, StepDescriptor, StepRecord, check_assumed
-from .store.records import Entry, EntryKind, Journaled
+from .step import Step, StepDescriptor, StepRecord, check_assumed, check_compensation
+from .store.records import META, Entry, EntryKind, Journaled
 from .transaction import TransactionMethods
+from .undoing import UndoingContext
 from .waiting import WaitingContext
 
 __all__ = ["DurableContext"]
@@ -38,7 +40,7 @@ R = TypeVar("R")
 _FOLD_AT = 0.9
 
 
-class DurableContext(WaitingContext, TransactionMethods):
+class DurableContext(WaitingContext, TransactionMethods, UndoingContext):
     """The durable side of a running body: ``self.durable`` in a bound task.
 
     Safe to share between threads. It ends with the body: used later, it raises :class:`ContextClosed`.
@@ -148,7 +150,7 @@ class DurableContext(WaitingContext, TransactionMethods):
             self._run.patches[change_id] = decided
             if decided:
                 number = len(self._run.patches)
-                self._run.append(Entry("#patch", number, 0, EntryKind.PATCH, None, change_id))
+                self._run.append(Entry(META, number, 0, EntryKind.PATCH, None, change_id))
         return decided
 
     # -- what varies, recorded ------------------------------------------------------------------------------
@@ -181,7 +183,7 @@ class DurableContext(WaitingContext, TransactionMethods):
         if scope.left is not None:
             raise scope.left
         run = self._run
-        total = run.count_step(descriptor.name)
+        total = run.count_step(descriptor.name) if scope.path != UNDO else 0
         # Fixed now, also for coroutines: the order of calls is the order of positions.
         print_ = fingerprint_for(descriptor, args, kwargs)
         position = scope.take_position()
@@ -191,10 +193,12 @@ class DurableContext(WaitingContext, TransactionMethods):
         if not self._folded and total > _FOLD_AT * run.limits.max_steps:
             self._folded = True
             self._fold()
+        if descriptor.compensate is not None and not run.saga.marked:
+            self._mark()
         rows = None
         if not is_async:
             rows = scope.cursor.take(position)
-            if rows is not None and not recorded:
+            if rows is not None and not recorded and descriptor.compensate is None:
                 replayed = run.plain_result(rows, descriptor, print_)
                 if replayed is not None:
                     return replayed[0]
@@ -204,6 +208,8 @@ class DurableContext(WaitingContext, TransactionMethods):
         if is_async:
             return self._call_async(scope, call, recorded)
         self._compare(scope, call, rows)
+        if run.saga.undoing:
+            self._stop_at_the_end(scope, rows)
         if rows is None and descriptor.guard is None and descriptor.retry is None and descriptor.transaction is None:
             return self._answer(call, drive_plain(run, call), recorded)
         return self._answer(call, drive(run, call, rows), recorded)
@@ -214,6 +220,8 @@ class DurableContext(WaitingContext, TransactionMethods):
                 await asyncio.to_thread(scope.cursor.has, call.position)
             rows = scope.cursor.take(call.position)
             self._compare(scope, call, rows)
+            if self._run.saga.undoing:
+                self._stop_at_the_end(scope, rows)
             return self._answer(call, await drive_async(self._run, call, rows), recorded)
 
     def _compare(self, scope: ScopeState, call: StepCall, rows: list[Journaled] | None) -> None:
@@ -232,6 +240,8 @@ class DurableContext(WaitingContext, TransactionMethods):
             counters.replayed += 1
         if call.guard is not None and (outcome.replayed or outcome.skipped):
             counters.guarded_skipped += 1
+        if call.descriptor.compensate is not None:
+            self._done(call.scope, call.position, call, outcome.value, outcome.error)
         if outcome.error is not None:
             self._run.check()
             raise outcome.error
@@ -264,6 +274,8 @@ class DurableContext(WaitingContext, TransactionMethods):
         scope, position = self._next_place(name)
         run = self._run
         rows = scope.cursor.take(position)
+        if run.saga.undoing:
+            self._stop_at_the_end(scope, rows)
         if rows is None:
             run.append(Entry(scope.path, position, 0, EntryKind.SCOPE, None, name))
         else:
@@ -314,6 +326,7 @@ class DurableContext(WaitingContext, TransactionMethods):
         if isinstance(op, Step):
             op = op.operation
         check_assumed(descriptor, op)
+        check_compensation(descriptor, op)
         return descriptor, op
 
     # -- the ends of a body ---------------------------------------------------------------------------------
@@ -328,8 +341,11 @@ class DurableContext(WaitingContext, TransactionMethods):
     def _load_patches(self) -> None:
         if self._body.cursor.ready(0):
             return
-        for row in self._run.load("#patch", 0, 1000):
-            self._run.patches[row.name] = True
+        for row in self._run.load(META, 0, 1000):
+            if row.kind == EntryKind.PATCH:
+                self._run.patches[row.name] = True
+            else:
+                self._run.saga.load(row)
 
     def _ended(self) -> None:
         """The body returned: whatever is wrong and was hidden comes out now.

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from .store.records import Awaited, Awaiting
 
-__all__ = ["Leave", "Park", "Suspend", "Waiting"]
+__all__ = ["Cancelled", "Leave", "Park", "Suspend", "Undoing", "Waiting"]
 
 
 class Leave(BaseException):
@@ -88,8 +88,20 @@ def _earliest(*times: float | None) -> float | None:
 
 
 class Park(Leave):
-    """An operator has to decide."""
+    """An operator has to decide.
 
-    def __init__(self, reason: str) -> None:
+    :param quarantined: no step is in doubt, but going on by itself would not help.
+    """
+
+    def __init__(self, reason: str, quarantined: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.quarantined = quarantined
+
+
+class Undoing(Leave):
+    """The body has told what there is to undo; it begins nothing new."""
+
+
+class Cancelled(Leave):
+    """Its cancellation was asked for."""

@@ -67,6 +67,8 @@ def drive(run: Run, call: StepCall, rows: list[Journaled] | None) -> Outcome:
             elif isinstance(action, Flush):
                 unstarted = action.unstarted
                 run.flush()
+                if unstarted is not None:
+                    run.check()
             elif isinstance(action, Transact):
                 reached("step.before_effect", run.execution_id, call.descriptor.name)
                 run.counters.called += 1
@@ -77,6 +79,7 @@ def drive(run: Run, call: StepCall, rows: list[Journaled] | None) -> Outcome:
                 time.sleep(action.seconds)
             elif isinstance(action, Claim):
                 run.flush()
+                run.check()
                 unstarted = action.unstarted
                 answer = run.claim(action.intent, action.take)
                 unstarted = action.unstarted if answer is None else None
@@ -112,12 +115,15 @@ async def drive_async(run: Run, call: StepCall, rows: list[Journaled] | None) ->
             elif isinstance(action, Flush):
                 unstarted = action.unstarted
                 await asyncio.to_thread(run.flush)
+                if unstarted is not None:
+                    run.check()
             elif isinstance(action, Ask):
                 answer = await _operate_async(action.handle, action.reconcile, call, action.handle)
             elif isinstance(action, Pause):
                 await asyncio.sleep(action.seconds)
             elif isinstance(action, Claim):
                 await asyncio.to_thread(run.flush)
+                run.check()
                 unstarted = action.unstarted
                 answer = await asyncio.to_thread(run.claim, action.intent, action.take)
                 unstarted = action.unstarted if answer is None else None

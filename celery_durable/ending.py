@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from celery.exceptions import Ignore, Reject, Retry, TaskPredicate
 
 from . import envelope as envelopes
-from .control import Park, Suspend, Waiting
+from .control import Cancelled, Park, Suspend, Waiting
 from .errors import JournalUnavailable, LeaseLost
 from .expiry import warn_of_chord
 from .faults import reached
@@ -69,7 +69,11 @@ class Ending:
         elif isinstance(error, (Exception, Park)) and run.doubts():
             self._park_doubts(run, error)
         elif isinstance(error, Park):
-            self.park(run, State.AMBIGUOUS, error.reason)
+            self.park(run, State.QUARANTINED if error.quarantined else State.AMBIGUOUS, error.reason)
+        elif isinstance(error, Cancelled):
+            self._cancelled(run)
+        elif run.saga.told:
+            self.finish(run, State.FAILED, run.saga.cause, dispatched=True)
         elif isinstance(error, Retry):
             self._retry(run, error)
         elif isinstance(error, Ignore):
@@ -114,6 +118,18 @@ class Ending:
             self._runtime.keeper.tell_due(delay)
             tell_due(self._session.task.app, delay)
         warn_of_chord(self._session.task, self._session.request, delay)
+
+    def _cancelled(self, run: Run) -> None:
+        """What it did is undone; whoever waits for the result, and the chord it is part of, are told."""
+        self.finish(run, State.CANCELLED, None, dispatched=True)
+        task, request = self._session.task, self._session.request
+        if self._session.eager:
+            return
+        try:
+            store = not (request.ignore_result or task.ignore_result)
+            task.backend.mark_as_revoked(request.id, "it was cancelled", request=request, store_result=store)
+        except Exception as error:
+            logger.warning("the result backend was not told that %s is cancelled: %s", request.id, error)
 
     def _give_back(self, run: Run) -> None:
         """The body was interrupted, for its process is being ended: let another worker go on at once."""

@@ -307,12 +307,13 @@ class ExecutionHandle:
 
     def cancel(self, reason: str = "cancelled by the application") -> None:
         """End it, if it has not ended. The operation that runs at this moment is not interrupted, but its result is
-        dropped and nothing comes after it; waiting callers get ``TaskRevokedError``.
+        dropped and nothing comes after it; waiting callers get ``TaskRevokedError``. An execution with something to
+        undo keeps that result, undoes what it did, and is cancelled then.
 
         :param reason: why; is shown to whoever looks at it.
-        :raises WrongState: when it has ended already.
+        :raises WrongState: when it has ended already, is being undone, or a step of it is in doubt.
         """
-        _, problem = cancel(self._app, self._id, reason)
+        _, problem, _ = cancel(self._app, self._id, reason)
         if problem is not None:
             logger.warning("the result backend was not told that %s is cancelled: %s", self._id, problem)
 

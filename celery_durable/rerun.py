@@ -21,9 +21,10 @@ from .faults import reached
 from .identity import call_hash
 from .publish import publish_stored
 from .runtime import Runtime
+from .saga import UNDO
 from .store import Operations
 from .store.copying import Prefix, copy_prefix
-from .store.records import FINAL_STATES, PARKED_STATES, EntryKind, Execution, Journaled, PayloadKind
+from .store.records import FINAL_STATES, META, PARKED_STATES, EntryKind, Execution, Journaled, PayloadKind
 from .store.recovery import Published
 
 if TYPE_CHECKING:
@@ -111,7 +112,13 @@ def _check_state(source: Execution) -> None:
 
 def _prefix(source: Execution, rows: Sequence[Journaled], codec: Codec, from_step: int | str | None) -> Prefix:
     found = timeline.read(rows, codec, source.state)
+    found.steps = [step for step in found.steps if not step.position.startswith(UNDO)]
     position = 0 if from_step is None else _position(source, found, from_step)
+    if position and any(row.kind == EntryKind.UNDOING for row in rows):
+        raise WrongState(
+            f"what execution {source.id} did was undone, so that none of it can be shared. Run all of it anew: leave "
+            "from_step out."
+        )
     shared = [step for step in found.steps if _root(step.position) < position]
     for step in shared:
         if not step.finished:
@@ -127,7 +134,7 @@ def _prefix(source: Execution, rows: Sequence[Journaled], codec: Codec, from_ste
             if steps[-1].position >= position:
                 cut, split = row.position, tuple(step for step in steps if step.position < position)
     scopes = {row.scope for row in rows if row.scope}
-    taken = sorted(scope for scope in scopes if scope == "#patch" or (scope[0] != "#" and _root(scope) < position))
+    taken = sorted(scope for scope in scopes if scope == META or (scope[0] != "#" and _root(scope) < position))
     return Prefix(source.generation, position, taken, len(shared), cut, split)
 
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .actions import EFFECT_CODE
 from .codec import Codec
-from .control import Park
+from .control import Cancelled, Park
 from .errors import DurableError, GuardConflict, JournalUnavailable, LeaseLost, StepLimitExceeded
 from .prior import Prior
 from .replay import Recorded
+from .saga import Saga
 from .store.journal import Journal
 from .store.records import Batch, Entry, EntryKind, Fence, GuardHolder, Journaled, NewPromise, Opened, StoredPayload
 from .writer import ExecutionBuffer, JournalWriter
@@ -104,6 +105,9 @@ class Run:
         #: What the database's clock said, and ``time.monotonic()`` then.
         self._clock: tuple[int, float] | None = None
         self._earlier: dict[str, dict[str, Any]] | None = None
+        #: What is to be undone if the body fails.
+        self.saga = Saga()
+        self.saga.undoing = opened.cancelling
         self._journal = journal
         self._writer = writer
         #: None where there is no journal.
@@ -195,6 +199,9 @@ class Run:
         """Refuse when the body must not go on."""
         if self.sticky is not None:
             raise self.sticky
+        if self.buffer.cancelled and not self.saga.undoing:
+            self.saga.undoing = True
+            raise self.stuck(Cancelled())
 
     # -- values ---------------------------------------------------------------------------------------------
 

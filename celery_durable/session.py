@@ -30,7 +30,7 @@ from celery.exceptions import Ignore
 
 from . import envelope as envelopes
 from .context import DurableContext
-from .control import Leave, Park, Suspend
+from .control import Leave, Park, Undoing
 from .coroutines import run_to_end
 from .current import active, operation
 from .ending import Ending
@@ -56,6 +56,7 @@ from .publish import Stash, stashing
 from .run import Run
 from .runtime import Returning, Runtime
 from .store.records import Batch, Closed, Opened, OpenRequest, Refusal, Refused, State, StoredPayload
+from .undoing import undo
 
 if TYPE_CHECKING:
     from celery import Task
@@ -284,9 +285,11 @@ class Session:
             reached("task.before_body", run.execution_id)
             value = self._drive(args, kwargs)
             context._ended()
+            if run.saga.undoing:
+                raise Undoing
         except BaseException as error:
             # What took the body's right to go on outweighs whatever it raised after that.
-            error = run.sticky or error
+            error = undo(self, context, run, run.sticky or error)
             self._left(run, error)
             verdict = self._verdict(error)
             raise verdict from (None if verdict is error else error)
@@ -379,7 +382,7 @@ class Session:
         sticky = run.sticky
         if isinstance(sticky, JournalUnavailable) and self.eager:
             return sticky
-        if sticky is not None or isinstance(error, (Suspend, Park, LeaseLost)):
+        if sticky is not None or isinstance(error, (Leave, LeaseLost)) or run.saga.told:
             return Ignore()
         if isinstance(error, Exception) and (run.doubts() or is_interruption(error)):
             return Ignore()

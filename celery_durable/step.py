@@ -48,6 +48,8 @@ class StepDescriptor:
     key: str | Callable[..., str] | None = None
     #: Only, and always, for transactional steps.
     transaction: AnyTransactional | None = None
+    #: ``compensate(result, *args, **kwargs)``: undoes the step when the body fails or is cancelled.
+    compensate: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name, "a step's name")
@@ -73,30 +75,40 @@ class StepDescriptor:
             )
         if self.retry is not None and not isinstance(self.retry, Retry):
             raise ConfigurationError(f"step {self.name!r}: retry= takes a Retry, not {self.retry!r}.")
-        for option in ("fingerprint", "key"):
+        for option in ("fingerprint", "key", "compensate"):
             value = getattr(self, option)
             if value is not None and not callable(value) and not (option == "key" and isinstance(value, str) and value):
                 raise ConfigurationError(f"step {self.name!r}: {option}= cannot be {value!r}.")
 
     @classmethod
     def idempotent(
-        cls, name: str, *, retry: Retry | None = None, fingerprint: Callable[..., Any] | None = None
+        cls,
+        name: str,
+        *,
+        retry: Retry | None = None,
+        fingerprint: Callable[..., Any] | None = None,
+        compensate: Callable[..., Any] | None = None,
     ) -> StepDescriptor:
         """A step that may run again without harm.
 
         :raises ConfigurationError: values that make no sense.
         """
-        return cls(name, Effect.IDEMPOTENT, None, retry, fingerprint)
+        return cls(name, Effect.IDEMPOTENT, None, retry, fingerprint, compensate=compensate)
 
     @classmethod
     def at_least_once(
-        cls, name: str, *, retry: Retry | None = None, fingerprint: Callable[..., Any] | None = None
+        cls,
+        name: str,
+        *,
+        retry: Retry | None = None,
+        fingerprint: Callable[..., Any] | None = None,
+        compensate: Callable[..., Any] | None = None,
     ) -> StepDescriptor:
         """A step whose repetition is tolerable.
 
         :raises ConfigurationError: values that make no sense.
         """
-        return cls(name, Effect.AT_LEAST_ONCE, None, retry, fingerprint)
+        return cls(name, Effect.AT_LEAST_ONCE, None, retry, fingerprint, compensate=compensate)
 
     @classmethod
     def guarded(
@@ -110,10 +122,11 @@ class StepDescriptor:
         retry: Retry | None = None,
         fingerprint: Callable[..., Any] | None = None,
         key: str | Callable[..., str] | None = None,
+        compensate: Callable[..., Any] | None = None,
     ) -> StepDescriptor:
         """A step that must not run twice; parameters and errors as in :func:`celery_durable.guarded`."""
         guard = guarded(intent, on_ambiguous=on_ambiguous, assumed=assumed, definite=definite)
-        return cls(name, Effect.EXACTLY_ONCE_GUARDED, guard, retry, fingerprint, key)
+        return cls(name, Effect.EXACTLY_ONCE_GUARDED, guard, retry, fingerprint, key, compensate=compensate)
 
     @classmethod
     def transactional(
@@ -125,12 +138,13 @@ class StepDescriptor:
         tries: int = 5,
         retry: Retry | None = None,
         fingerprint: Callable[..., Any] | None = None,
+        compensate: Callable[..., Any] | None = None,
     ) -> StepDescriptor:
         """A step that writes to the journal's database; parameters and errors as in
         :func:`celery_durable.transactional`.
         """
         how = transactional(session=session, isolation=isolation, tries=tries)
-        return cls(name, Effect.TRANSACTIONAL, None, retry, fingerprint, None, how)
+        return cls(name, Effect.TRANSACTIONAL, None, retry, fingerprint, None, how, compensate)
 
 
 def check_name(name: Any, what: str) -> None:
@@ -182,6 +196,33 @@ def check_assumed(descriptor: StepDescriptor, op: Callable[..., Any]) -> None:
         f"step {descriptor.name!r} returns {shown}, but under OnAmbiguous.SKIP a crash leaves no value to return. Give "
         "assumed=<the value to go on with>, or choose OnAmbiguous.RERUN, OnAmbiguous.FAIL or a reconcile callable."
     )
+
+
+def check_compensation(descriptor: StepDescriptor, operation: Callable[..., Any]) -> None:
+    """Refuse a compensation that could not be called, when it is not needed yet.
+
+    :raises ConfigurationError: names the step.
+    """
+    compensate = descriptor.compensate
+    if compensate is None:
+        return
+    called = compensate.operation if isinstance(compensate, Step) else compensate
+    try:
+        theirs, ours = inspect.signature(called), inspect.signature(operation)
+    except (TypeError, ValueError):
+        return
+    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in ours.parameters.values()):
+        return
+    positional = [p for p in ours.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = [p for p in positional if p.default is p.empty]
+    keywords = {p.name: None for p in ours.parameters.values() if p.kind is p.KEYWORD_ONLY and p.default is p.empty}
+    try:
+        theirs.bind(None, *required, **keywords)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"step {descriptor.name!r}: compensate= is called with the step's result and its own arguments, which "
+            f"{getattr(called, '__name__', called)}{theirs} does not take: {error}."
+        ) from None
 
 
 def _return_annotation(op: Callable[..., Any]) -> Any:
@@ -257,15 +298,16 @@ def describe(
     retry: Retry | None = None,
     fingerprint: Callable[..., Any] | None = None,
     key: str | Callable[..., str] | None = None,
+    compensate: Callable[..., Any] | None = None,
 ) -> StepDescriptor:
     """A descriptor from what users write as ``effect=``: a member of Effect, ``guarded(...)`` or
     ``transactional(...)``.
     """
     if isinstance(effect, (Transactional, DjangoTransactional)):
-        return StepDescriptor(name, Effect.TRANSACTIONAL, None, retry, fingerprint, key, effect)
+        return StepDescriptor(name, Effect.TRANSACTIONAL, None, retry, fingerprint, key, effect, compensate)
     if isinstance(effect, Guard):
-        return StepDescriptor(name, Effect.EXACTLY_ONCE_GUARDED, effect, retry, fingerprint, key)
-    return StepDescriptor(name, effect, None, retry, fingerprint, key)
+        return StepDescriptor(name, Effect.EXACTLY_ONCE_GUARDED, effect, retry, fingerprint, key, compensate=compensate)
+    return StepDescriptor(name, effect, None, retry, fingerprint, key, compensate=compensate)
 
 
 @overload
@@ -300,6 +342,7 @@ def step(
     retry: Retry | None = None,
     fingerprint: Callable[..., Any] | None = None,
     key: str | Callable[..., str] | None = None,
+    compensate: Callable[..., Any] | None = None,
 ) -> Callable[[Callable[P, R]], Step[P, R]]: ...
 
 
@@ -312,6 +355,7 @@ def step(
     retry: Retry | None = None,
     fingerprint: Callable[..., Any] | None = None,
     key: str | Callable[..., str] | None = None,
+    compensate: Callable[..., Any] | None = None,
 ) -> Any:
     """Make a function a step: ``@step`` or ``@step(effect=..., retry=...)``.
 
@@ -320,6 +364,8 @@ def step(
     :param retry: how the step answers exceptions.
     :param fingerprint: called with the arguments; its value identifies the call in their stead.
     :param key: names a guarded operation for the whole application, so that two executions fire it once.
+    :param compensate: ``compensate(result, *args, **kwargs)`` undoes the step when the body fails or is cancelled; a
+        plain function, or another step. It is a guarded step of its own, and survives crashes too.
     :raises AmbiguityPolicyRequired: a guarded step that does not say what to do in the ambiguous window.
     :raises ConfigurationError: options that make no sense.
     """
@@ -333,6 +379,7 @@ def step(
             retry=retry,
             fingerprint=fingerprint,
             key=key,
+            compensate=compensate,
         )
         check_assumed(descriptor, op)
         if descriptor.transaction is not None and inspect.iscoroutinefunction(op):
@@ -340,6 +387,7 @@ def step(
                 f"step {descriptor.name!r}: the operation of a transactional step is a plain function, in async bodies "
                 "too."
             )
+        check_compensation(descriptor, op)
         return Step(op, descriptor)
 
     return decorate if function is None else decorate(function)

@@ -13,7 +13,8 @@ from .checkpoint import expand
 from .codec import Codec
 from .errors import DurableError
 from .replay import Past, fold, is_wait
-from .store.records import EntryKind, Journaled, State, StoredPayload
+from .saga import UNDO
+from .store.records import META, EntryKind, Journaled, State, StoredPayload
 
 __all__ = ["Event", "Scope", "Step", "StepOutcome", "Timeline", "Waited", "place_key", "read"]
 
@@ -72,6 +73,10 @@ _WAITS: Final = {EntryKind.TIMER: "timer", EntryKind.PROMISE: "promise", EntryKi
 _RAISED: Final = re.compile(r"(?<=it raised )(\w+): .*", re.DOTALL)
 #: A generation that is not the present one can only be looked at.
 _UNFINISHED: Final = (State.PENDING, State.SUSPENDED, State.RUNNING, State.AMBIGUOUS, State.QUARANTINED)
+
+
+#: Beyond every position.
+_LAST: Final = 1 << 62
 
 
 @dataclass
@@ -174,8 +179,11 @@ def read(rows: Sequence[Journaled], codec: Codec, state: State | None) -> Timeli
     patches = []
     for group in _groups(rows, codec):
         first = group[0]
-        if first.scope == "#patch":
-            patches.append(first.name)
+        if first.scope == META:
+            if first.kind == EntryKind.PATCH:
+                patches.append(first.name)
+        elif first.scope == UNDO:
+            steps.append(_step(group, codec, state))
         elif first.scope.startswith("#"):
             continue
         elif first.kind in (EntryKind.SCOPE, EntryKind.SCOPE_END):
@@ -195,9 +203,11 @@ def read(rows: Sequence[Journaled], codec: Codec, state: State | None) -> Timeli
 
 
 def place_key(place: str) -> tuple[tuple[int, int], ...]:
-    """Sorts positions in the order of the body: 4 before 4.0/0 before 4.1/0 before 5."""
+    """Sorts positions in the order of the body: 4 before 4.0/0 before 4.1/0 before 5; what is undone comes last."""
     parts = [part.partition(".") for part in place.split("/")]
-    return tuple((int(position), int(branch) if branch else -1) for position, _, branch in parts)
+    return tuple(
+        (_LAST if position == UNDO else int(position), int(branch) if branch else -1) for position, _, branch in parts
+    )
 
 
 def _groups(rows: Sequence[Journaled], codec: Codec) -> Iterator[list[Journaled]]:

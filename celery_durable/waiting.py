@@ -43,6 +43,7 @@ class WaitingContext:
 
         def _here(self) -> ScopeState: ...
         def _check(self, name: str = "") -> None: ...
+        def _stop_at_the_end(self, scope: ScopeState, rows: list[Journaled] | None) -> None: ...
 
     # -- time -----------------------------------------------------------------------------------------------
 
@@ -160,6 +161,8 @@ class WaitingContext:
         found = divergence.check_wait(rows, self._run.execution_id, scope, position, kind, name, print_)
         if found is not None:
             raise self._run.stuck(found)
+        if self._run.saga.undoing:
+            self._stop_at_the_end(scope, rows)
         return scope, position, rows
 
     def _next_place(self, name: str) -> tuple[ScopeState, int]:
@@ -240,6 +243,8 @@ class WaitingContext:
             answer = station.look()
             if isinstance(answer, Came):
                 return self._deliver(answer)
+            if self._run.saga.undoing:
+                self._stop_at_the_end(scope, None)
             pause = station.pause(answer, looks)
             if pause is None:
                 raise self._leave(scope, answer)
@@ -260,6 +265,8 @@ class WaitingContext:
                 answer = await asyncio.to_thread(station.look)
                 if isinstance(answer, Came):
                     return self._deliver(answer)
+                if self._run.saga.undoing:
+                    self._stop_at_the_end(station.scope, None)
                 pause = station.pause(answer, looks)
                 if pause is not None:
                     await asyncio.sleep(pause)

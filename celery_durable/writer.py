@@ -35,6 +35,7 @@ class ExecutionBuffer:
     __slots__ = (
         "birth",
         "born",
+        "cancelled",
         "closed",
         "committed",
         "degraded",
@@ -66,6 +67,8 @@ class ExecutionBuffer:
         self.born = birth is None
         #: time.monotonic() of the first append that is not committed yet.
         self.dirty_since = 0.0
+        #: Its cancellation was asked for; what it appends is still committed.
+        self.cancelled = False
         #: Why nothing may be appended any more.
         self.failure: DurableError | None = None
         self.closed = False
@@ -227,7 +230,8 @@ class JournalWriter:
         before = time.monotonic()
         reached("writer.before_commit")
         try:
-            lost = self._journal.append([b for _, batches in work for b in batches])
+            cancelled: set[Fence] = set()
+            lost = self._journal.append([b for _, batches in work for b in batches], cancelled)
         except BaseException:
             self._put_back(work)
             raise
@@ -242,6 +246,7 @@ class JournalWriter:
                 buffer.committed += sum(len(b.entries) for b in batches)
                 buffer.verified_at = before
                 buffer.born = True
+                buffer.cancelled = buffer.fence in cancelled
 
     def _put_back(self, work: Sequence[tuple[ExecutionBuffer, list[Batch]]]) -> None:
         with self._lock:

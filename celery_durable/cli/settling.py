@@ -19,7 +19,7 @@ from .values import DoesNotFit, class_of, type_name, typed
 
 __all__ = ["resolve", "resume"]
 
-_PLACE: Final = re.compile(r"(\d+\.\d+/)*\d+")
+_PLACE: Final = re.compile(r"(#undo/|(\d+\.\d+/)*)\d+")
 #: Stands for ``--fail`` without a message.
 _NO_MESSAGE: Final = ""
 

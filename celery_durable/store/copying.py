@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from ..errors import WrongState
-from .records import EntryKind, Execution, Journaled
+from .records import META, EntryKind, Execution, Journaled
 from .tables import executions, journal
 
 __all__ = ["Prefix", "copy_prefix"]
@@ -40,6 +40,10 @@ class Prefix(NamedTuple):
     split: Sequence[Journaled]
 
 
+#: What there is to undo, the new execution says itself.
+_SHARED = sa.or_(_j.scope != META, _j.position > 0)
+
+
 def copy_prefix(connection: Connection, source: Execution, prefix: Prefix, pk: int) -> None:
     """Give a new execution, which has just been inserted, the beginning of another one's journal.
 
@@ -67,7 +71,7 @@ def copy_prefix(connection: Connection, source: Execution, prefix: Prefix, pk: i
             sa.literal(1, sa.Integer),
             sa.literal(_EPOCH, sa.Integer),
             *(_j[name] for name in _SAME),
-        ).where(_j.pk == source.pk, _j.generation == prefix.generation, condition)
+        ).where(_j.pk == source.pk, _j.generation == prefix.generation, condition, _SHARED)
         connection.execute(sa.insert(journal).from_select(["pk", "generation", "epoch", *_SAME], rows))
     if prefix.split:
         same = [{**row._asdict(), "pk": pk, "generation": 1, "epoch": _EPOCH} for row in prefix.split]

@@ -50,6 +50,7 @@ def settle(
     direct: Direct,
     batch: Batch,
     columns: tuple[str, ...],
+    waits: bool,
     bound: dict[str, Any],
     envelope: StoredPayload | None,
     kind: PayloadKind,
@@ -57,7 +58,8 @@ def settle(
 ) -> bool:
     """Write the last entries, a payload and a new state under the fence; False when it did not hold.
 
-    :param columns: the parameters of :func:`~.statements.let_go`, or of an insert where it is also the first commit.
+    :param columns, waits: the parameters of :func:`~.statements.let_go`, or of an insert where it is
+        also the first commit.
     :param envelope: the message, where it is the first commit.
     """
     bound = bound | _entries(batch)
@@ -66,7 +68,8 @@ def settle(
     if payload is not None:
         bound |= {"p_kind": int(kind), "p_codec": payload.codec, "p_data": payload.data}
     make = _settle if batch.birth is None else _begin_and_settle
-    return direct.says(make(columns, bool(batch.entries), envelope is not None, payload is not None), bound)
+    parts = bool(batch.entries), envelope is not None, payload is not None
+    return direct.says(make(columns, waits, *parts), bound)
 
 
 def open_new(direct: Direct, row: dict[str, Any], envelope: StoredPayload) -> bool:
@@ -88,13 +91,15 @@ def _begin(with_entries: bool) -> sa.Select[Any]:
 
 
 @functools.cache
-def _settle(columns: tuple[str, ...], with_entries: bool, with_envelope: bool, with_payload: bool) -> sa.Select[Any]:
-    return _under(let_go(*columns).returning(executions.c.pk), with_entries, with_envelope, with_payload)
+def _settle(
+    columns: tuple[str, ...], waits: bool, with_entries: bool, with_envelope: bool, with_payload: bool
+) -> sa.Select[Any]:
+    return _under(let_go(*columns, waits=waits).returning(executions.c.pk), with_entries, with_envelope, with_payload)
 
 
 @functools.cache
 def _begin_and_settle(
-    columns: tuple[str, ...], with_entries: bool, with_envelope: bool, with_payload: bool
+    columns: tuple[str, ...], waits: bool, with_entries: bool, with_envelope: bool, with_payload: bool
 ) -> sa.Select[Any]:
     return _under(insert_unless_known(*columns, leased=False), with_entries, with_envelope, with_payload)
 

@@ -27,7 +27,7 @@ from .records import (
     State,
 )
 from .rows import lease_lost
-from .statements import BY_PK, FENCE
+from .statements import BY_PK, FENCE, FENCE_CANCELLED
 from .tables import executions, guards, journal, now_ms
 
 __all__ = ["Journal", "insert_entries", "journaled", "to_execution"]
@@ -152,9 +152,10 @@ class Journal:
 
     # -- appending ------------------------------------------------------------------------------------------
 
-    def append(self, batches: Sequence[Batch]) -> set[Fence]:
+    def append(self, batches: Sequence[Batch], cancelled: set[Fence] | None = None) -> set[Fence]:
         """Commit the entries of several executions in one transaction, each under its own fence.
 
+        :param cancelled: gets the fences of those whose cancellation was asked for.
         :returns: the fences that no longer hold; nothing was written for those.
         :raises JournalUnavailable: when it could not be committed in time. Some of it may have been.
         """
@@ -174,8 +175,12 @@ class Journal:
                     held.append(batch)
                 elif batch.birth is not None and self._present(connection, batch):
                     continue  # an earlier try of ours was still under way until just now
-                elif self._fence(connection, batch):
+                elif self._fence(connection, batch, FENCE):
                     held.append(batch)
+                elif self._fence(connection, batch, FENCE_CANCELLED):
+                    held.append(batch)
+                    if cancelled is not None:
+                        cancelled.add(batch.fence)
                 else:
                     lost.add(batch.fence)
             insert_entries(connection, held)
@@ -226,14 +231,14 @@ class Journal:
     def _new_row(self, batch: Batch, birth: Birth) -> dict[str, Any]:
         return new_row(batch.fence.pk, birth.namespace, birth.request, self._lease_ms, batch.steps)
 
-    def _fence(self, connection: Connection, batch: Batch) -> bool:
+    def _fence(self, connection: Connection, batch: Batch, statement: sa.Update = FENCE_CANCELLED) -> bool:
         values = {
             "b_pk": batch.fence.pk,
             "b_epoch": batch.fence.epoch,
             "b_lease": self._lease_ms,
             "b_steps": batch.steps,
         }
-        return connection.execute(FENCE, values).rowcount == 1
+        return connection.execute(statement, values).rowcount == 1
 
     @staticmethod
     def _present(connection: Connection, batch: Batch) -> bool:

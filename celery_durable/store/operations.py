@@ -17,7 +17,9 @@ from .database import Database
 from .journal import COLUMNS, insert_entries, journaled, to_execution
 from .records import (
     FINAL_STATES,
+    META,
     PARKED_STATES,
+    TOLD,
     Batch,
     Doubt,
     EffectCode,
@@ -126,25 +128,41 @@ class Operations:
     # -- changing -------------------------------------------------------------------------------------------
 
     def cancel(self, execution_id: str, reason: str) -> Execution:
-        """End an execution that has not ended.
+        """End an execution that has not ended: at once, or, where it has something to undo, as soon as that is undone.
 
         :returns: the row as it was before.
         :raises UnknownExecution: when there is none of this id.
-        :raises WrongState: when it has ended already.
+        :raises WrongState: when it has ended already, is being undone, or a step is in doubt of which nobody knows
+            whether it is to be undone.
         """
 
         def work(connection: Connection) -> Execution:
             row = self._locked(connection, execution_id)
             if row.state in FINAL_STATES:
                 raise WrongState(f"execution {execution_id} is {row.state} already; there is nothing to cancel.")
-            self._change(connection, row, State.CANCELLED, wake_at=None)
+            known = self._saga(connection, row)
+            if EntryKind.UNDOING in known:
+                raise WrongState(f"execution {execution_id} is being undone already. {_PRESENT[row.state]}")
+            if EntryKind.SAGA not in known:
+                self._change(connection, row, State.CANCELLED, wake_at=None)
+            elif row.state is State.AMBIGUOUS:
+                raise WrongState(
+                    f"execution {execution_id} is ambiguous, and what it did is to be undone: first say what became of "
+                    f"the step in doubt, with: celery durable resolve {execution_id}"
+                )
+            elif row.state is State.RUNNING:
+                # Its owner learns of it with its next commit. Where it is dead, the next one does.
+                asked = sa.update(executions).where(_x.pk == row.pk).values(cancel_at=now_ms(), updated_at=now_ms())
+                connection.execute(asked)
+            else:
+                self._go_on(connection, row, cancel_at=now_ms())
             put_payload(connection, row.pk, PayloadKind.REASON, StoredPayload(0, reason.encode()))
             return row
 
         return self._database.write(work)
 
     def fail(self, execution_id: str, outcome: StoredPayload, reason: str) -> bool:
-        """End an execution as failed; Celery has been told already.
+        """End an execution as failed, after what it did is undone; Celery has been told already.
 
         :returns: False when there is nothing to end: it is unknown, or has ended.
         """
@@ -156,6 +174,16 @@ class Operations:
                 return False
             if row.state in FINAL_STATES:
                 return False
+            known = self._saga(connection, row)
+            if EntryKind.UNDOING in known:
+                self._go_on(connection, row)
+                return True
+            if EntryKind.SAGA in known:
+                decision = Entry(META, 0, 1, EntryKind.UNDOING, None, TOLD, payload=outcome)
+                self._go_on(connection, row)
+                insert_entries(connection, [Batch(Fence(row.pk, row.epoch + 1), row.generation, (decision,))])
+                put_payload(connection, row.pk, PayloadKind.REASON, StoredPayload(0, reason.encode()))
+                return True
             self._change(connection, row, State.FAILED, wake_at=None)
             put_payload(connection, row.pk, PayloadKind.OUTCOME, outcome)
             put_payload(connection, row.pk, PayloadKind.REASON, StoredPayload(0, reason.encode()))
@@ -272,6 +300,12 @@ class Operations:
 
     def _locked(self, connection: Connection, execution_id: str) -> Execution:
         return to_execution(self._row(connection, execution_id, lock=True))
+
+    @staticmethod
+    def _saga(connection: Connection, row: Execution) -> set[EntryKind]:
+        """What the journal says of undoing."""
+        here = (_j.pk == row.pk, _j.generation == row.generation, _j.scope == META, _j.position == 0)
+        return {EntryKind(kind) for kind in connection.execute(sa.select(_j.kind).where(*here)).scalars()}
 
     @staticmethod
     def _group(connection: Connection, row: Execution, scope: str, position: int) -> list[Journaled]:

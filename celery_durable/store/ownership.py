@@ -238,6 +238,7 @@ class Ownership:
             resumed=epoch > 1 or row.generation > 1,
             taken_over=taken_over,
             steps=row.steps,
+            cancelling=row.cancel_at is not None,
         )
 
     # -- keeping --------------------------------------------------------------------------------------------
@@ -289,6 +290,7 @@ class Ownership:
         parameters = bound({"pk": pk, "held": epoch, "steps": batch.steps, "wake": wake_ms, **values})
         kind, data = payload
         birth = batch.birth
+        waits = state is State.SUSPENDED
         envelope: StoredPayload | None = None
         if birth is not None:
             parameters = new_row(pk, birth.namespace, birth.request, self._lease_ms) | parameters
@@ -298,7 +300,7 @@ class Ownership:
         def written(connection: Connection) -> bool:
             if birth is not None:
                 return insert_new(connection, parameters, envelope, *values, leased=False)
-            return bool(connection.execute(let_go(*values), parameters).rowcount)
+            return bool(connection.execute(let_go(*values, waits=waits), parameters).rowcount)
 
         def work(connection: Connection) -> bool:
             if not written(connection):
@@ -314,7 +316,7 @@ class Ownership:
             return True
 
         def single(direct: Direct) -> bool | None:
-            return fused.settle(direct, batch, tuple(values), parameters, envelope, kind, data) or None
+            return fused.settle(direct, batch, tuple(values), waits, parameters, envelope, kind, data) or None
 
         usual = awaiting is None and fused.can_say(batch)
         self._database.write(work, single=single if usual else None)

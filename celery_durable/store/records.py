@@ -12,7 +12,9 @@ from ..effects import Effect
 __all__ = [
     "EFFECT_OF_CODE",
     "FINAL_STATES",
+    "META",
     "PARKED_STATES",
+    "TOLD",
     "Awaited",
     "Awaiting",
     "Batch",
@@ -100,6 +102,16 @@ class EntryKind(enum.IntEnum):
     PROMISE = 15
     #: The body waits here for what others bring. What it came to is a RESULT or an ERROR.
     WAIT = 16
+    #: The execution has something to undo if it fails or is cancelled.
+    SAGA = 30
+    #: It has failed, or was cancelled: what it did is undone. The payload is the error; none for a cancellation.
+    UNDOING = 31
+
+
+#: The scope of what is journaled about the execution itself: at position 0 what there is to undo, then its patches.
+META: Final = "#patch"
+#: Name of an ``UNDOING`` entry of which Celery was told how it ends.
+TOLD: Final = "told"
 
 
 class EffectCode(enum.IntEnum):
@@ -285,6 +297,8 @@ class Opened:
     steps: int = 0
     #: Where there is no row yet.
     birth: Birth | None = None
+    #: Its cancellation was asked for: what it did is to be undone.
+    cancelling: bool = False
 
 
 class Refusal(enum.Enum):

@@ -10,7 +10,18 @@ import sqlalchemy as sa
 from .records import State
 from .tables import executions, now_ms, payloads
 
-__all__ = ["BY_ID", "BY_PK", "FENCE", "INSERT_PAYLOAD", "KNOWN", "bound", "grant", "let_go", "new_values"]
+__all__ = [
+    "BY_ID",
+    "BY_PK",
+    "FENCE",
+    "FENCE_CANCELLED",
+    "INSERT_PAYLOAD",
+    "KNOWN",
+    "bound",
+    "grant",
+    "let_go",
+    "new_values",
+]
 
 _x = executions.c
 
@@ -62,7 +73,7 @@ def new_values(*columns: str, leased: bool = True) -> dict[str, Any]:
 INSERT_PAYLOAD = sa.insert(payloads)
 
 #: Verifies the right to write and prolongs it; the row lock lasts until the entries are in.
-FENCE = (
+FENCE_CANCELLED = (
     sa.update(executions)
     .where(
         _x.pk == sa.bindparam("b_pk"), _x.epoch == sa.bindparam("b_epoch"), _x.state == _constant(State.RUNNING.value)
@@ -73,6 +84,8 @@ FENCE = (
         updated_at=now_ms(),
     )
 )
+#: The same, unless somebody asked for the cancellation.
+FENCE = FENCE_CANCELLED.where(_x.cancel_at.is_(None))
 
 
 @functools.cache
@@ -91,8 +104,14 @@ def grant(*columns: str) -> sa.Update:
 
 
 @functools.cache
-def let_go(*columns: str) -> sa.Update:
-    """Ends a lease under its fence, and sets these columns."""
+def let_go(*columns: str, waits: bool = False) -> sa.Update:
+    """Ends a lease under its fence, and sets these columns.
+
+    :param waits: it goes on by itself, and at once where its cancellation was asked for.
+    """
+    wake: sa.ColumnElement[Any] = _from_now("b_wake")
+    if waits:
+        wake = sa.case((_x.cancel_at.is_not(None), now_ms()), else_=wake)
     return (
         sa.update(executions)
         .where(
@@ -103,7 +122,7 @@ def let_go(*columns: str) -> sa.Update:
         .values(
             steps=_x.steps + sa.bindparam("b_steps", type_=sa.Integer),
             lease_until=_constant(0),
-            wake_at=_from_now("b_wake"),
+            wake_at=wake,
             updated_at=now_ms(),
             **{name: sa.bindparam(f"b_{name}") for name in columns},
         )

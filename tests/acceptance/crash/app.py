@@ -183,3 +183,25 @@ def held(self: DurableTask) -> str:
 @app.task(base=DurableTask, bind=True)
 def tiny(self: DurableTask, number: int) -> int:
     return self.durable.step("double", lambda n: 2 * n, number)
+
+
+# -- what is undone -----------------------------------------------------------------------------------------------
+
+
+def take_back(result: str) -> None:
+    happen()
+
+
+def _undone(name: str, on_ambiguous: OnAmbiguous = OnAmbiguous.RERUN) -> StepDescriptor:
+    return StepDescriptor.guarded(name, Intent.CUSTOM, on_ambiguous=on_ambiguous, compensate=take_back)
+
+
+@app.task(base=DurableTask, bind=True)
+def undone(self: DurableTask, fails: bool) -> None:
+    """Does two things that can be undone, and fails, or waits until it is cancelled."""
+    self.durable.step(_undone("first"), happen)
+    self.durable.on_failure(happen)
+    self.durable.step(_undone("second"), happen)
+    if fails:
+        raise ValueError("in vain")
+    self.durable.sleep(3600)
