@@ -121,15 +121,20 @@ class Ending:
 
     def _cancelled(self, run: Run) -> None:
         """What it did is undone; whoever waits for the result, and the chord it is part of, are told."""
-        self.finish(run, State.CANCELLED, None, dispatched=True)
+        self.finish(run, State.CANCELLED, None)
+        if not self._session.eager:
+            self.tell_cancelled(run.fence.pk)
+
+    def tell_cancelled(self, pk: int) -> None:
         task, request = self._session.task, self._session.request
-        if self._session.eager:
-            return
+        self._runtime.returning.pop(request.id, None)
         try:
             store = not (request.ignore_result or task.ignore_result)
             task.backend.mark_as_revoked(request.id, "it was cancelled", request=request, store_result=store)
         except Exception as error:
             logger.warning("the result backend was not told that %s is cancelled: %s", request.id, error)
+        else:
+            self._runtime.keeper.dispatched(pk)
 
     def _give_back(self, run: Run) -> None:
         """The body was interrupted, for its process is being ended: let another worker go on at once."""

@@ -161,6 +161,9 @@ class Session:
             logger.info("a message of %s is dropped: it has ended, and Celery knows", name)
             self.runtime.keeper.dispatched(answer.pk)
             raise Ignore
+        if answer.state is State.CANCELLED and not self.eager:
+            self.ending.tell_cancelled(answer.pk)
+            raise Ignore
         logger.info("%s had ended (%s); its outcome is returned again", name, answer.state)
         self.deterministic_callbacks()
         if not self.eager:

@@ -145,7 +145,7 @@ class Ownership:
             return self._granted(row, row.epoch, row.attempts, row.retries, request)
         if request.replacements < row.replacements:
             return Refused(Refusal.STALE, state)
-        if state is State.CANCELLED:
+        if state is State.CANCELLED and row.wake_at is None:
             return Refused(Refusal.DONE, state)
         if request.replacements > row.replacements and state not in PARKED_STATES:
             # Task.replace goes on under the same id. Whoever sent this is done, whether it has said so or not: the

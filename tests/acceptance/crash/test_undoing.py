@@ -74,6 +74,7 @@ def test_what_is_cancelled_while_it_waits_is_undone_whoever_dies_meanwhile(
     arena.worker(concurrency=4)
     killed("undone", False)
     names = [name(*edge) for edge in EDGES]
+    arena.await_started(names)
     eventually(lambda: all(arena.row(one).state is State.SUSPENDED for one in names), 60)
     for one in names:
         arena.operations.cancel(one, "not wanted")
