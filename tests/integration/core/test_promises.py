@@ -23,9 +23,11 @@ from celery_durable import (
     WrongToken,
     install,
 )
+from celery_durable.identity import wait_print
 from celery_durable.store.promises import PromiseRow
 from celery_durable.store.records import PromiseState, State
 from celery_durable.store.tables import promises
+from celery_durable.waits import Came, Wait
 from tests.support.delivery import Delivery, Left
 from tests.support.lab import Lab, everywhere
 
@@ -738,3 +740,81 @@ def test_a_timer_can_be_waited_for_and_runs_from_its_setting(lab: Lab, deliver: 
     assert 1700 < claims.next_ms / 1000 <= 1800
     deliver.elapse(1800)
     assert deliver.resumes(body) == "done"
+
+
+# -- several at once: what other parts of the library wait with ---------------------------------------------------
+
+
+class Some(Wait):
+    """So many of several promises."""
+
+    def __init__(self, made: list[Promise], needed: int) -> None:
+        super().__init__("some", wait_print("some"), promises=[p.id for p in made], needed=needed)
+
+    def decide(self, look: Any, run: Any) -> Came | None:
+        values = [run.decode(row.payload, "") for row in look.rows.values() if not row.pending]
+        return Came(sorted(values)) if len(values) >= self.needed else None
+
+
+@everywhere
+@pytest.mark.parametrize("needed", [1, 2, 4])
+def test_an_execution_that_needs_several_is_woken_once_by_the_last_of_them(
+    lab: Lab, deliver: Delivery, needed: int
+) -> None:
+    made: list[Promise] = []
+
+    def body(ctx: DurableContext) -> Any:
+        made[:] = [ctx.promise("part", timeout=DAY) for _ in range(4)]
+        return ctx._wait(Some(made, needed))
+
+    deliver.suspends(body)
+    for number in range(needed):
+        assert lab.execution().sends == 0, "it was woken too early"
+        celery_durable.resolve(made[number].id, made[number].token, number, app=lab.app)
+    assert lab.execution().sends == 1
+    assert deliver(body) == list(range(needed))
+
+
+def test_what_is_still_needed_is_counted_anew_when_it_waits_again(lab: Lab, deliver: Delivery) -> None:
+    made: list[Promise] = []
+
+    def body(ctx: DurableContext) -> Any:
+        made[:] = [ctx.promise("part") for _ in range(3)]
+        return ctx._wait(Some(made, 3))
+
+    def keep(number: int) -> None:
+        celery_durable.resolve(made[number].id, made[number].token, number, app=lab.app)
+
+    deliver.suspends(body)
+    keep(0)
+    lab.wake()
+    assert deliver.due() == ["one"]
+    deliver.suspends(body)
+    keep(1)
+    assert lab.execution().sends == 0
+    keep(2)
+    assert lab.execution().sends == 1
+    assert deliver(body) == [0, 1, 2]
+
+
+def test_one_that_a_branch_needs_alone_wakes_though_another_branch_needs_more(lab: Lab, deliver: Delivery) -> None:
+    made: list[Promise] = []
+
+    def alone(ctx: DurableContext) -> Any:
+        return ctx.wait(made[0])
+
+    def together(ctx: DurableContext) -> Any:
+        return ctx._wait(Some(made, 2))
+
+    def body(ctx: DurableContext) -> Any:
+        made[:] = [ctx.promise("part") for _ in range(2)]
+        with ctx.parallel() as branches:
+            found = [branches.submit(together, ctx), branches.submit(alone, ctx)]
+        return [branch.result() for branch in found]
+
+    deliver.suspends(body)
+    celery_durable.resolve(made[0].id, made[0].token, 0, app=lab.app)
+    assert lab.execution().sends == 1
+    deliver.suspends(body)
+    celery_durable.resolve(made[1].id, made[1].token, 1, app=lab.app)
+    assert deliver(body) == [[0, 1], 0]
