@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery.exceptions import Ignore, Reject, Retry, TaskPredicate
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .session import Session
 
 __all__ = ["Ending"]
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +50,11 @@ class Ending:
             self._session.returning(run.fence.pk)
         reached("task.after_outcome", run.execution_id)
 
-    def _commit(self, run: Run, settle: Any) -> None:
+    def _commit(self, run: Run, settle: Callable[[Batch], T]) -> T:
         """Commit what is left of the journal together with a new state."""
         batch = self._runtime.writer.drain(run.buffer)
         try:
-            settle(batch)
+            return settle(batch)
         except JournalUnavailable:
             self._runtime.writer.give_back(run.buffer, dataclasses.replace(batch, again=True))
             raise
@@ -102,7 +104,7 @@ class Ending:
         self.show("SUSPENDED", {"waits_for": names})
         reached("wait.before_suspend", run.execution_id)
         delay = error.delay
-        self._commit(
+        at_once = self._commit(
             run,
             lambda batch: self._runtime.ownership.suspend(
                 batch,
@@ -113,6 +115,8 @@ class Ending:
             ),
         )
         reached("wait.after_suspend", run.execution_id)
+        if at_once:
+            delay = 0.0
         if delay is not None and delay < self._runtime.settings.recovery_interval:
             # Sooner than recovery would look by itself.
             self._runtime.keeper.tell_due(delay)

@@ -280,10 +280,11 @@ class Ownership:
         *,
         awaiting: Awaiting | None = None,
         **values: Any,
-    ) -> None:
+    ) -> bool:
         """Commit the last entries and a new state in one transaction, under the fence.
 
         :param wake_ms: when recovery looks at it, from now; None for never.
+        :returns: True where what it is suspended for has come already.
         """
         pk, epoch = batch.fence
         values |= {"state": state.value}
@@ -302,7 +303,10 @@ class Ownership:
                 return insert_new(connection, parameters, envelope, *values, leased=False)
             return bool(connection.execute(let_go(*values, waits=waits), parameters).rowcount)
 
+        at_once = False
+
         def work(connection: Connection) -> bool:
+            nonlocal at_once
             if not written(connection):
                 row = connection.execute(sa.select(_x.epoch, _x.state, _x.owner).where(_x.pk == pk)).first()
                 if row is not None and (row.epoch, row.state, row.owner) == (epoch, state.value, owner):
@@ -312,7 +316,7 @@ class Ownership:
             if data is not None:
                 put_payload(connection, pk, kind, data)
             if awaiting is not None:
-                await_promises(connection, pk, epoch, awaiting)
+                at_once = await_promises(connection, pk, epoch, awaiting)
             return True
 
         def single(direct: Direct) -> bool | None:
@@ -320,6 +324,7 @@ class Ownership:
 
         usual = awaiting is None and fused.can_say(batch)
         self._database.write(work, single=single if usual else None)
+        return at_once
 
     def finish(
         self, batch: Batch, owner: str, state: State, outcome: StoredPayload | None, *, dispatched: bool = False
@@ -343,7 +348,7 @@ class Ownership:
         replacements: int = 0,
         awaiting: Awaiting | None = None,
         sent: bool = False,
-    ) -> None:
+    ) -> bool:
         """Let go until ``delay_ms`` from now (None: until somebody else sends); the message of that time carries
         ``retries``.
 
@@ -351,6 +356,7 @@ class Ownership:
         :param sent: the caller sends that message. Where nobody has, one that comes is a stray duplicate.
         :param task: where the execution goes on as another task (``Task.replace``), after so many ``replacements``:
             its journal starts anew.
+        :returns: True where what it waits for has come already, so that it goes on at once.
         """
         values: dict[str, Any] = {"retries": retries, "sends": int(sent)}
         if task is not None:
@@ -361,7 +367,7 @@ class Ownership:
                 "base_generation": batch.generation + 1,
                 "attempts": 0,
             }
-        self._settle(
+        return self._settle(
             batch, owner, State.SUSPENDED, delay_ms, (PayloadKind.ENVELOPE, envelope), awaiting=awaiting, **values
         )
 

@@ -171,9 +171,10 @@ def _bound(pk: int, promise: NewPromise) -> dict[str, Any]:
     }
 
 
-def await_promises(connection: Connection, pk: int, epoch: int, awaiting: Awaiting) -> None:
-    """Let settlements wake an execution that is being suspended, whose row the caller has locked; it goes on at once
-    where the settlements are there already.
+def await_promises(connection: Connection, pk: int, epoch: int, awaiting: Awaiting) -> bool:
+    """Let settlements wake an execution that is being suspended, whose row the caller has locked.
+
+    :returns: True where the settlements are there already: it goes on at once.
     """
     needed: dict[str, int] = {}
     for group in awaiting.groups:
@@ -189,11 +190,13 @@ def await_promises(connection: Connection, pk: int, epoch: int, awaiting: Awaiti
     pending = {row.id: row.pk for row in connection.execute(query)}
     if any(_enough(group, pending) for group in awaiting.groups):
         connection.execute(sa.update(executions).where(_x.pk == pk).values(wake_at=now_ms()))
-    elif any(owner != pk for owner in pending.values()):
+        return True
+    if any(owner != pk for owner in pending.values()):
         # A rerun shares the promises of the one that it repeats, and a settlement wakes that one.
         soon = now_ms() + _GLANCE_MS
         later = sa.or_(_x.wake_at.is_(None), _x.wake_at > soon)
         connection.execute(sa.update(executions).where(_x.pk == pk, later).values(wake_at=soon))
+    return False
 
 
 def _enough(group: Awaited, pending: Collection[str]) -> bool:

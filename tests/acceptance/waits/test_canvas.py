@@ -53,6 +53,7 @@ def test_a_caller_sees_that_it_is_suspended_and_goes_on_waiting(arena: Arena) ->
     assert result.info == {"waits_for": ["sleep"]}
     with pytest.raises(CeleryTimeoutError):
         result.get(timeout=0.5)
+    arena.client.backend.remove_pending_result(result)
     arena.operations.cancel("nap-1", "the test is over")
     assert arena.row("nap-1").state is State.CANCELLED
 

@@ -29,12 +29,14 @@ BODIES: dict[str, tuple[str, tuple[Any, ...], Any, bool]] = {
     "branches": ("branches", (0.5,), ["slept", "yes", "worked"], True),
     "coroutine": ("coroutine", (0.5,), ["yes"], True),
 }
-WAIT = ["wait.before_arm", "wait.before_suspend", "wait.after_suspend", "wait.woken", "recovery.after_claim"]
+WAIT = ["wait.before_arm", "wait.before_suspend", "wait.after_suspend", "wait.woken"]
+#: Only where nothing but time ends the wait: whoever keeps a promise sends the message himself.
+TIME = ["recovery.after_claim"]
 PROMISE = ["promise.before_create", "promise.after_create"]
 EDGES = {
-    "nap": [*WAIT, "task.after_open 2"],
-    "approve": [*PROMISE, *(w for w in WAIT if not w.startswith("recovery"))],
-    "race": [*PROMISE, *WAIT],
+    "nap": [*WAIT, *TIME, "task.after_open 2"],
+    "approve": [*PROMISE, *WAIT],
+    "race": [*PROMISE, *WAIT, *TIME],
     "branches": WAIT,
     "coroutine": WAIT,
 }

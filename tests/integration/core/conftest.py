@@ -12,6 +12,8 @@ from tests.support.delivery import Delivery
 from tests.support.lab import Lab, quiet_heartbeat
 from tests.support.ledger import Ledger
 
+from .asking import Asking
+
 
 @pytest.fixture
 def make_lab(request: pytest.FixtureRequest, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
@@ -42,3 +44,9 @@ def lab(make_lab: Callable[..., Lab]) -> Lab:
 def deliver(lab: Lab) -> Delivery:
     """Delivers messages of the lab's task."""
     return Delivery(lab)
+
+
+@pytest.fixture
+def asking(lab: Lab) -> Asking:
+    """A body that asks for an approval."""
+    return Asking(lab)

@@ -23,15 +23,13 @@ from celery_durable import (
     WrongToken,
     install,
 )
-from celery_durable.store.promises import PromiseRow
 from celery_durable.store.records import PromiseState, State
 from celery_durable.store.tables import promises
 from tests.support.delivery import Delivery, Left
 from tests.support.lab import Lab, everywhere
 
+from .asking import DAY, Asking
 from .test_cost import double
-
-DAY = 86_400
 
 
 class Refused(Exception):
@@ -40,44 +38,6 @@ class Refused(Exception):
     def __init__(self, text: str, limit: int) -> None:
         super().__init__(text, limit)
         self.limit = limit
-
-
-class Asking:
-    """A body that asks for an approval and waits for it."""
-
-    def __init__(self, lab: Lab, **options: Any) -> None:
-        self.lab = lab
-        self.options = options
-        self.made: list[Promise] = []
-
-    def __call__(self, ctx: DurableContext) -> Any:
-        promise = ctx.promise("approval", **self.options)
-        self.made.append(promise)
-        ctx.step("ask", self.lab.operation("ask"), promise.token)
-        return ctx.wait(promise)
-
-    @property
-    def key(self) -> tuple[str, str]:
-        return self.made[-1].id, self.made[-1].token
-
-    def resolve(self, value: Any = None) -> None:
-        celery_durable.resolve(*self.key, value, app=self.lab.app)
-
-    def reject(self, error: Exception | str) -> None:
-        celery_durable.reject(*self.key, error, app=self.lab.app)
-
-    def beat(self) -> None:
-        celery_durable.heartbeat(*self.key, app=self.lab.app)
-
-    @property
-    def row(self) -> PromiseRow:
-        [row] = self.lab.runtime.promises.of([self.lab.execution().pk])
-        return row
-
-
-@pytest.fixture
-def asking(lab: Lab) -> Asking:
-    return Asking(lab)
 
 
 # -- kept -------------------------------------------------------------------------------------------------------
@@ -629,112 +589,3 @@ def test_a_rerun_keeps_the_verdicts_and_the_promises_that_were_given_away(
     assert deliver(body, id=again) == ("yes", 1)
     assert lab.ledger.count("ask") == 1
     assert other[-1].id == other[0].id
-
-
-# -- select -----------------------------------------------------------------------------------------------------
-
-
-@everywhere
-def test_select_takes_the_first_and_remembers_which_it_was(lab: Lab, deliver: Delivery, asking: Asking) -> None:
-    seen: list[Any] = []
-
-    def body(ctx: DurableContext) -> None:
-        promise = ctx.promise("approval")
-        asking.made.append(promise)
-        late = ctx.timer(days=2)
-        seen.append(ctx.select(approval=promise, late=late))
-        seen.append(ctx.select(approval=promise, late=late))
-
-    deliver.suspends(body)
-    deliver.elapse(2 * DAY)
-    # The approval comes too late, and before anybody has looked.
-    asking.resolve("at last")
-    deliver(body)
-    assert seen == [("late", None), ("late", None)]
-    assert (seen[0].key, seen[0].value) == ("late", None)
-
-
-@everywhere
-def test_what_came_earlier_was_first_though_both_are_seen_together(lab: Lab, deliver: Delivery, asking: Asking) -> None:
-    def body(ctx: DurableContext) -> Any:
-        promise = ctx.promise("approval")
-        asking.made.append(promise)
-        other = ctx.promise("other", timeout=3 * DAY)
-        return ctx.select(late=ctx.timer(days=2), approval=promise, other=other)
-
-    deliver.suspends(body)
-    deliver.elapse(DAY)
-    asking.resolve("in time")
-    deliver.elapse(5 * DAY)
-    assert deliver(body) == ("approval", "in time")
-
-
-def test_a_replay_does_not_decide_again(lab: Lab, deliver: Delivery, asking: Asking) -> None:
-    seen: list[Any] = []
-
-    def body(ctx: DurableContext) -> None:
-        promise = ctx.promise("approval")
-        asking.made.append(promise)
-        seen.append(ctx.select(approval=promise, late=ctx.timer(hours=1)))
-        ctx.sleep(DAY)
-
-    deliver.suspends(body)
-    deliver.elapse(3600)
-    assert deliver.due() == ["one"]
-    deliver.suspends(body)
-    asking.resolve("late")
-    lab.sql(sa.update(promises).values(settled_at=1))
-    deliver.elapse(DAY)
-    deliver.resumes(body)
-    assert seen == [("late", None)] * 2
-
-
-def test_select_raises_what_came_first(lab: Lab, deliver: Delivery, asking: Asking) -> None:
-    def body(ctx: DurableContext) -> Any:
-        promise = ctx.promise("approval")
-        asking.made.append(promise)
-        return ctx.select(approval=promise, late=ctx.timer(days=2))
-
-    deliver.suspends(body)
-    asking.reject("no")
-    with pytest.raises(PromiseRejected):
-        deliver(body)
-
-
-def test_a_select_of_something_else_is_a_divergence(make_lab: Any) -> None:
-    lab = make_lab(durable_on_divergence="park")
-    deliver = Delivery(lab)
-
-    def body(ctx: DurableContext, *keys: str) -> Any:
-        promise, timer = ctx.promise("approval"), ctx.timer(days=2)
-        return ctx.select(**dict(zip(keys, (promise, timer), strict=True)))
-
-    deliver.suspends(body, "a", "b")
-    lab.wake()
-    assert deliver.due() == ["one"]
-    with pytest.raises(Left, match="quarantined"):
-        deliver(body, "b", "a")
-    assert [line.strip() for line in lab.reason().splitlines()[:3]] == [
-        "[CD101] execution one diverged from its journal at position 2: another wait was recorded.",
-        "recorded   a, b (wait)",
-        "requested  b, a (wait)",
-    ]
-
-
-@everywhere
-def test_a_timer_can_be_waited_for_and_runs_from_its_setting(lab: Lab, deliver: Delivery) -> None:
-    def body(ctx: DurableContext) -> str:
-        timer = ctx.timer(minutes=90)
-        ctx.sleep(3600)
-        ctx.wait(timer)
-        return "done"
-
-    deliver.suspends(body)
-    deliver.elapse(3600)
-    assert deliver.due() == ["one"]
-    deliver.suspends(body)
-    claims = deliver.claim()
-    assert claims.next_ms is not None
-    assert 1700 < claims.next_ms / 1000 <= 1800
-    deliver.elapse(1800)
-    assert deliver.resumes(body) == "done"

@@ -202,6 +202,7 @@ def test_a_patch_that_was_taken_is_taken_again(works: Works) -> None:
 
     again = works.call(body).rerun("mail")
     assert works.run(body, id=again.id) == [1, None]
+    assert (works.counts()["load"], works.execution(again.id).generation) == (1, 1)
     assert works.entries(again.id) == works.entries("one")
 
 
@@ -369,6 +370,9 @@ def test_the_message_is_the_old_one_under_a_new_id(works: Works) -> None:
     assert new["properties"]["correlation_id"] == "two"
     assert (new["body"], new["headers"]["tenant"], new["headers"]["shadow"]) == (old["body"], "acme", "s")
     assert (new["headers"]["expires"], new["headers"]["durable_rerun_of"]) == (None, "one")
+    # Recovery sends it as it is stored.
+    assert works.envelope("one")["headers"]["expires"]
+    assert not works.envelope("two")["headers"]["expires"]
     assert new["properties"]["priority"] == 3
     assert works.execution("two").wake_at is not None
 

@@ -219,6 +219,20 @@ def test_a_sleep_survives_a_crash_right_after_it(lab: Lab, deliver: Delivery) ->
     assert deliver.resumes(body) == "alive"
 
 
+def test_one_that_was_cancelled_in_its_sleep_does_not_wake(lab: Lab, deliver: Delivery) -> None:
+    def body(ctx: DurableContext) -> None:
+        ctx.sleep(DAY)
+        ctx.step("after", lab.operation("after"))
+
+    deliver.suspends(body)
+    lab.operations.cancel("one", "not needed any more")
+    deliver.elapse(DAY)
+    assert deliver.due() == []
+    with pytest.raises(Left, match="cancelled"):
+        deliver(body)
+    assert lab.ledger.count("after") == 0
+
+
 def test_loggers_and_facts_know_that_a_sleep_was_replayed(lab: Lab, deliver: Delivery) -> None:
     seen: list[bool] = []
 

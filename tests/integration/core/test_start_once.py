@@ -277,6 +277,14 @@ def test_an_eager_call_goes_on_where_it_stopped(lab: Lab) -> None:
     assert lab.ledger.count("work") == 3
 
 
+def test_links_carry_it(shop: Shop) -> None:
+    """Also those that were made from a name, and know nothing of task ids."""
+    links = [shop.fulfil.s().set(durable_id="a"), shop.app.signature("refund").set(durable_id="b")]
+    for _ in range(2):
+        assert shop.job.apply(task_id="one", link=links).state == "SUCCESS"
+    assert shop.sent() == ["a", "b"]
+
+
 def call_both(shop: Shop, *calls: tuple[int, str]) -> None:
     with outbox_batch():
         for number, id_ in calls:

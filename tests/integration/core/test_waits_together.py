@@ -153,6 +153,20 @@ def test_a_branch_that_swallows_the_suspension_does_nothing_more(lab: Lab, deliv
     assert lab.entries() == ["0 SCOPE parallel", "0.0/0 TIMER sleep"]
 
 
+def test_a_body_that_swallows_the_suspension_after_a_scope_is_suspended_all_the_same(
+    lab: Lab, deliver: Delivery
+) -> None:
+    def body(ctx: DurableContext) -> None:
+        with ctx.parallel() as branches:
+            branches.step("a", len, "")
+        try:
+            ctx.sleep(DAY)
+        except BaseException:
+            raise ValueError("does not count") from None
+
+    deliver.suspends(body)
+
+
 def test_a_failed_branch_does_not_wait_for_those_that_wait(lab: Lab, deliver: Delivery) -> None:
     def fails(ctx: DurableContext) -> None:
         ctx.step("op", lab.operation("op", None, ValueError("at once")))
