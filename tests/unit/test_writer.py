@@ -28,10 +28,10 @@ class WatchedJournal(Journal):
         self.before: list[Callable[[], None]] = []
         self.after: list[Callable[[], None]] = []
 
-    def append(self, batches: Sequence[Batch]) -> set[Fence]:
+    def append(self, batches: Sequence[Batch], cancelled: set[Fence] | None = None) -> set[Fence]:
         if self.before:
             self.before.pop(0)()
-        lost = super().append(batches)
+        lost = super().append(batches, cancelled)
         self.commits.append([entry.name for batch in batches for entry in batch.entries])
         if self.after:
             self.after.pop(0)()
