@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from celery_durable import DurableContext, JournalUnavailable, OnAmbiguous
-from celery_durable.store.records import EntryKind
+from celery_durable.store.records import Batch, EntryKind
 from tests.support.lab import Lab, everywhere
 
 from .charging import charging
@@ -32,7 +32,8 @@ class Outage:
 
     def _failing(self, real: Any) -> Any:
         def append(what: Any, *more: Any) -> Any:
-            entries = [more[0]] if more else [entry for batch in what for entry in batch.entries]
+            alone = isinstance(what, Batch)
+            entries = [more[0]] if alone else [entry for batch in what for entry in batch.entries]
             if not self._left or all(entry.kind is not EntryKind.INTENT for entry in entries):
                 return real(what, *more)
             self._left -= 1
