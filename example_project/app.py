@@ -18,10 +18,11 @@ config.make_directories()
 app = Celery("shop", broker=config.broker, backend=config.result_backend, include=["example_project.tasks"])
 
 app.conf.update(
-    # -- the three lines that make it durable -----------------------------------------------------------------
+    # -- what makes it durable --------------------------------------------------------------------------------
     durable_database_url=config.database,
     durable_outbox=config.outbox,
     durable_namespace=config.namespace,
+    durable_secret=config.secret,
     # A whole worker that is killed says nothing; its orders go on when its leases have run out. 30 s is the
     # default and a good one. The demo has a minute, so it waits for three seconds only; the price is a renewal
     # of the leases every second.

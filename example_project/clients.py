@@ -1,4 +1,4 @@
-"""How the shop talks to the gateway, the carrier and the mailer: JSON over HTTP, nothing else."""
+"""How the shop talks to the gateway, the carrier, the mailer and its front desk: JSON over HTTP, nothing else."""
 
 from __future__ import annotations
 
@@ -66,6 +66,12 @@ class Gateway:
         reply = _call(f"{self.url}/charges", body, {"Idempotency-Key": idempotency_key})
         return Receipt(charge_id=reply["id"], amount_cents=reply["amount_cents"])
 
+    def refund(self, reference: str, receipt: Receipt, *, idempotency_key: str) -> str:
+        """Give the money of a charge back and return the refund's id; the same key never does it twice."""
+        body = {"reference": reference, "amount_cents": receipt.amount_cents, "charge_id": receipt.charge_id}
+        reply = _call(f"{self.url}/refunds", body, {"Idempotency-Key": idempotency_key})
+        return cast("str", reply["id"])
+
 
 class Carrier:
     """The parcel service. Every booking is a new parcel, but it can be asked what it has."""
@@ -90,7 +96,19 @@ class Mailer:
     def __init__(self, url: str) -> None:
         self.url = url
 
-    def send(self, reference: str, to: str, subject: str) -> str:
-        """Send a mail and return its message id."""
-        reply = _call(f"{self.url}/mails", {"reference": reference, "to": to, "subject": subject})
+    def send(self, reference: str, to: str, tag: str, subject: str) -> str:
+        """Send a mail and return its message id; ``tag`` says what it is about."""
+        reply = _call(f"{self.url}/mails", {"reference": reference, "to": to, "tag": tag, "subject": subject})
         return cast("str", reply["id"])
+
+
+class Desk:
+    """The shop's front desk: a page of questions for people. To ask the same twice is to ask it once."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def ask(self, kind: str, reference: str, text: str, promise_id: str, token: str) -> None:
+        """Put a question on the page; its answer keeps the promise."""
+        body = {"kind": kind, "reference": reference, "text": text, "promise": promise_id, "token": token}
+        _call(f"{self.url}/questions", body)

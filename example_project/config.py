@@ -31,10 +31,15 @@ class Config:
     lease_timeout: float
     #: Name of the queue, and of the shop's part of a shared journal.
     namespace: str
-    #: Where the three outside services answer.
+    #: Seconds after which a customer who has not paid is reminded.
+    remind_after: float
+    #: Where the outside services answer, and the shop's own front desk.
     gateway_url: str
     carrier_url: str
     mailer_url: str
+    desk_url: str
+    #: From it the tokens of promises are derived, so that the journal does not hold them.
+    secret: str
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Config:
@@ -52,9 +57,13 @@ class Config:
             outbox=env.get("OUTBOX", "1").lower() in TRUE,
             lease_timeout=float(env.get("LEASE_TIMEOUT") or 3),
             namespace=env.get("SHOP_NAMESPACE") or "shop",
+            # Two days would be polite. The demo has a minute.
+            remind_after=float(env.get("REMIND_AFTER") or 2),
             gateway_url=env.get("GATEWAY_URL") or "http://127.0.0.1:8701",
             carrier_url=env.get("CARRIER_URL") or "http://127.0.0.1:8702",
             mailer_url=env.get("MAILER_URL") or "http://127.0.0.1:8703",
+            desk_url=env.get("DESK_URL") or "http://127.0.0.1:8704",
+            secret=env.get("SHOP_SECRET") or "not a secret at all, for it is in the source",
         )
 
     @property

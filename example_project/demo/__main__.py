@@ -24,6 +24,8 @@ from .report import as_json, sections, verdict
 from .stage import StageError
 
 DEFAULTS = Options()
+#: Seconds that a demo may take in which a person presses the buttons.
+BY_HAND = 1800.0
 
 
 def without_password(url: str) -> str:
@@ -62,8 +64,11 @@ def interrupt(_number: int, _frame: FrameType | None) -> None:
 )
 @click.option("--seed", default=DEFAULTS.seed, show_default=True, help="For orders, faults and the choice of victims.")
 @click.option(
-    "--timeout", default=DEFAULTS.timeout, show_default=True, help="Seconds after which an open order counts as lost."
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    help=f"Seconds after which an open order counts as lost.  [default: {DEFAULTS.timeout:g}, by hand {BY_HAND:g}]",
 )
+@click.option("--by-hand", is_flag=True, help="Nobody presses the buttons of the front desk's page but you.")
 @click.option(
     "--flushall",
     is_flag=True,
@@ -85,7 +90,8 @@ def demo(
     concurrency: int,
     kill_every: float,
     seed: int,
-    timeout: float,
+    timeout: float | None,
+    by_hand: bool,
     flushall: bool,
     directory: Path,
     as_json_: bool,
@@ -106,7 +112,8 @@ def demo(
         concurrency=concurrency,
         kill_every=kill_every,
         seed=seed,
-        timeout=timeout,
+        timeout=timeout or (BY_HAND if by_hand else DEFAULTS.timeout),
+        by_hand=by_hand,
         flush=flushall,
     )
     prepare(config.directory)
@@ -114,7 +121,9 @@ def demo(
     console = make_console(as_json_)
     logs = config.directory / "logs"
     if not as_json_:
-        console.print(f"broker {without_password(config.broker)}, journal {without_password(config.database)}")
+        console.print(
+            f"Broker: {without_password(config.broker)}  Journal: {without_password(config.database)}", soft_wrap=True
+        )
     try:
         with Progress(console, quiet=as_json_) as progress:
             outcome = Director(config, options, progress).run()
@@ -134,8 +143,8 @@ def finish(outcome: Outcome, console: Console, logs: Path, json_wanted: bool) ->
     if json_wanted:
         click.echo(json.dumps(as_json(outcome, reports, found), indent=2))
         return 1 if found else 0
-    console.print(result_table("What is in the books now", sections(outcome, reports, found)))
-    console.print(verdict(reports, found), style="bold red" if found else "bold green", markup=False)
+    console.print(result_table("What is in the books now", sections(outcome, reports, found), console.width))
+    console.print(verdict(reports, found), style="bold red" if found else "bold green", markup=False, soft_wrap=True)
     for problem in found:
         console.print(f"  - {problem}", style="red", markup=False)
     if found:

@@ -20,6 +20,7 @@ from .events import EventLog
 from .journal import Journal
 from .observer import Observer, read_books
 from .options import Options
+from .people import People
 from .replays import read_replays
 from .shopfront import Shopfront
 from .stage import Stage, StageError
@@ -67,6 +68,8 @@ def environment(config: Config, run: str, options: Options) -> dict[str, str]:
         "RESULT_BACKEND": config.result_backend,
         "OUTBOX": "1" if config.outbox else "0",
         "LEASE_TIMEOUT": str(config.lease_timeout),
+        "REMIND_AFTER": str(config.remind_after),
+        "SHOP_SECRET": config.secret,
     }
 
 
@@ -98,10 +101,15 @@ class Director:
             started = time.monotonic()
             chaos = Chaos(stage, log, self.options.kill_every, self.options.seed)
             observer = Observer(self.shop, journal, urls, self.ids, len(self.orders))
+            people = People(urls["DESK_URL"], self.config.remind_after)
+            self.progress.announce(self.options, urls["DESK_URL"])
             observer.start()
+            if not self.options.by_hand:
+                people.start()
             try:
-                self._play(stage, chaos, observer, front, started)
+                self._play(stage, chaos, observer, people, front, started)
             finally:
+                people.stop()
                 observer.stop()
             seconds = time.monotonic() - started
             time.sleep(SETTLE)
@@ -125,13 +133,16 @@ class Director:
                 raise StageError(f"{worker.name} did not start; is BROKER right? Its log is {worker.log}")
             time.sleep(0.1)
 
-    def _play(self, stage: Stage, chaos: Chaos, observer: Observer, front: Shopfront, started: float) -> None:
+    def _play(
+        self, stage: Stage, chaos: Chaos, observer: Observer, people: People, front: Shopfront, started: float
+    ) -> None:
         waiting = list(self.orders)
         deadline = started + self.options.timeout
         while not observer.done and time.monotonic() < deadline:
-            if observer.error:
-                raise observer.error
-            open_orders = len(self.ids) - observer.snapshot.invoiced
+            if error := observer.error or people.error:
+                raise error
+            # Those that wait for somebody keep no process busy.
+            open_orders = len(self.ids) - observer.snapshot.closed - observer.snapshot.questions
             if waiting and open_orders < OPEN * self.options.workers * self.options.concurrency:
                 order = waiting.pop(0)
                 execution = f"{order.reference}-{self.run_id}"
@@ -139,7 +150,7 @@ class Director:
                 self.ids[order.id] = execution
             chaos.tick()
             stage.restart_the_dead()
-            third_through = observer.snapshot.invoiced * 3 >= len(self.orders)
+            third_through = observer.snapshot.closed * 3 >= len(self.orders)
             if self.options.flush and self.flushed_at is None and third_through:
                 front.flush_broker()
                 self.flushed_at = time.monotonic() - started
@@ -160,6 +171,8 @@ class Director:
             gateway=read_books(urls["GATEWAY_URL"]),
             carrier=read_books(urls["CARRIER_URL"]),
             mailer=read_books(urls["MAILER_URL"]),
+            desk=read_books(urls["DESK_URL"]),
+            remind_after=self.config.remind_after,
             invoiced=self.shop.invoiced(),
             taken={sku: STOCK - self.shop.available()[sku] for sku in PRICES},
             reserved=self.shop.reserved(),

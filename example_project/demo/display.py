@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .chaos import Kill
+from .options import Options
 
 
 @dataclass
@@ -22,17 +23,24 @@ class Snapshot:
     orders: int
     submitted: int = 0
     invoiced: int = 0
-    #: Executions by state, from the journal.
-    states: dict[str, int] = field(default_factory=dict)
+    refused: int = 0
+    refunds: int = 0
     charges: int = 0
     parcels: int = 0
     mails: int = 0
+    #: What people have not answered yet.
+    questions: int = 0
+
+    @property
+    def closed(self) -> int:
+        """Orders that have come to an end, good or bad."""
+        return self.invoiced + self.refused + self.refunds
 
 
 def killed(kills: list[Kill]) -> str:
     """The kills so far, in words."""
     children = sum(kill.kind == "child" for kill in kills)
-    return f"{count(children, 'pool process', 'pool processes')}, {count(len(kills) - children, 'whole worker')}"
+    return f"{count(children, 'process', 'processes')}, {count(len(kills) - children, 'whole worker')}"
 
 
 def count(number: int, one: str, many: str = "") -> str:
@@ -62,6 +70,18 @@ class Progress:
         if self._live and not self.quiet:
             self._live.stop()
 
+    def announce(self, options: Options, desk: str) -> None:
+        """Say what is about to happen, and where the page is on which people approve and pay."""
+        if self.quiet:
+            return
+        workers = f"{count(options.workers, 'worker')} of {count(options.concurrency, 'process', 'processes')} each"
+        kills = f"; about every {options.kill_every:g} s one is killed (SIGKILL)" if options.kill_every else ""
+        self.console.print(f"{count(options.orders, 'order')} for {workers}{kills}.", soft_wrap=True)
+        about = "Large orders wait there for an approval, and some customers pay there."
+        self.console.print(f"The front desk: {desk}  {about}", soft_wrap=True)
+        who = "Press the buttons there." if options.by_hand else "The demo presses the buttons, unless you are faster."
+        self.console.print(who, soft_wrap=True)
+
     def show(self, snapshot: Snapshot, kills: list[Kill]) -> None:
         """Show the current state of things."""
         if self.quiet:
@@ -74,16 +94,18 @@ class Progress:
         self._told = len(kills)
         if time.monotonic() - self._last_line >= self.INTERVAL:
             self._last_line = time.monotonic()
-            self.console.print(f"{self._clock()}  {summary(snapshot)}; killed: {killed(kills)}", soft_wrap=True)
+            self.console.print(
+                f"{self._clock()}  {'; '.join(summary(snapshot))}; killed: {killed(kills)}", soft_wrap=True
+            )
 
     def _clock(self) -> str:
         return f"{time.monotonic() - self._started:5.1f} s"
 
     def _panel(self, snapshot: Snapshot, kills: list[Kill]) -> Group:
         bar = Table.grid(padding=(0, 1))
-        done = f"{snapshot.invoiced}/{snapshot.orders} orders"
-        bar.add_row(self._clock(), ProgressBar(total=snapshot.orders, completed=snapshot.invoiced, width=40), done)
-        lines = [Text(f"  {summary(snapshot)}"), Text(f"  killed: {killed(kills)}", style="red")]
+        done = f"{snapshot.closed}/{snapshot.orders} orders"
+        bar.add_row(self._clock(), ProgressBar(total=snapshot.orders, completed=snapshot.closed, width=40), done)
+        lines = [*(Text(f"  {line}") for line in summary(snapshot)), Text(f"  killed: {killed(kills)}", style="red")]
         lines += [Text(f"    {describe(kill)}", style="dim") for kill in kills[-4:]]
         return Group(bar, *lines)
 
@@ -95,11 +117,16 @@ def describe(kill: Kill) -> str:
     return f"SIGKILL {whom} ({kill.pid}), in the middle of {what}"
 
 
-def summary(snapshot: Snapshot) -> str:
-    """A snapshot, in words."""
-    states = ", ".join(f"{count} {state}" for state, count in sorted(snapshot.states.items())) or "empty"
+def summary(snapshot: Snapshot) -> tuple[str, str]:
+    """A snapshot, in words: the orders, and the books."""
+    ends = f"{snapshot.invoiced} fulfilled, {snapshot.refused} refused, {snapshot.refunds} refunded"
     books = f"{snapshot.charges} charges, {snapshot.parcels} parcels, {snapshot.mails} mails"
-    return f"{snapshot.submitted} orders submitted, {snapshot.invoiced} invoiced; {books}; journal: {states}"
+    waiting = f"{snapshot.questions} wait for people"
+    return f"{count(snapshot.submitted, 'order')}: {ends}, {waiting}", books
+
+
+#: Columns that the table takes with all it has to say.
+WIDE = 108
 
 
 @dataclass(frozen=True)
@@ -114,15 +141,17 @@ class Line:
     good: bool | None = None
 
 
-def result_table(title: str, sections: list[list[Line]]) -> Table:
-    """The table at the end."""
+def result_table(title: str, sections: list[list[Line]], width: int) -> Table:
+    """The table at the end. On a console that is not ``width`` wide enough, it does without the sources."""
+    wide = width >= WIDE
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("what", no_wrap=True)
     table.add_column("figure", justify="right", no_wrap=True)
-    table.add_column("according to", style="dim")
+    if wide:
+        table.add_column("according to", style="dim")
     marks = {True: "[green]✓[/] ", False: "[bold red]✗[/] ", None: "  "}
     for section in sections:
         for line in section:
-            table.add_row(marks[line.good] + line.what, line.figure, line.source)
+            table.add_row(marks[line.good] + line.what, line.figure, *([line.source] if wide else []))
         table.add_section()
     return table

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,17 +22,15 @@ class Event:
     #: Seconds since the epoch; all processes run on one machine.
     at: float
     pid: int
-    #: ``child`` (a pool process is ready), ``start`` or ``end`` (of a delivery).
+    #: ``child`` (a pool process is ready), ``start`` or ``end`` (of a delivery), ``run`` (of the task's body).
     kind: str
-    #: Id of the execution, for ``start`` and ``end``.
+    #: Id of the execution; "" for ``child``.
     execution: str = ""
-    #: Celery's state of the delivery, for ``end``.
-    state: str = ""
 
 
-def write(kind: str, execution: str = "", state: str = "") -> None:
+def write(kind: str, execution: str = "") -> None:
     """Append an event. One ``write`` of a short line to a file opened for appending is not torn by others."""
-    line = json.dumps(asdict(Event(time.time(), os.getpid(), kind, execution, state))) + "\n"
+    line = json.dumps(asdict(Event(time.time(), os.getpid(), kind, execution))) + "\n"
     file = os.open(os.environ[VARIABLE], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         os.write(file, line.encode())
@@ -64,17 +61,9 @@ class EventLog:
             self._offset += len(line)
             event = Event(**json.loads(line))
             self.events.append(event)
-            self.children[event.pid] = event.execution if event.kind == "start" else ""
+            self.children[event.pid] = "" if event.kind == "end" else event.execution
 
     def started_again(self, execution: str, after: float) -> float | None:
         """When an execution was first run again after a moment; deliveries that were dropped do not count."""
-        return next((e.at for e in self._runs(execution) if e.at > after), None)
-
-    def _runs(self, execution: str) -> Sequence[Event]:
-        mine = [event for event in self.events if event.execution == execution]
-        runs = []
-        for number, event in enumerate(mine):
-            end = next((later for later in mine[number:] if later.pid == event.pid and later.kind == "end"), None)
-            if event.kind == "start" and (end is None or end.state != "IGNORED"):
-                runs.append(event)
-        return runs
+        runs = (e.at for e in self.events if e.kind == "run" and e.execution == execution)
+        return next((at for at in runs if at > after), None)

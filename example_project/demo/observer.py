@@ -6,12 +6,12 @@ import json
 import threading
 import time
 import urllib.request
-from collections import Counter
 
 from ..shop import Shop
 from .audit import Books
 from .display import Snapshot
 from .journal import Execution, Journal
+from .stage import SERVICES
 
 
 def read_books(url: str) -> Books:
@@ -60,10 +60,11 @@ class Observer(threading.Thread):
         return len(known) == self.snapshot.orders and all(execution and execution.final for execution in known)
 
     def _look(self) -> None:
-        counts = {name: len(read_books(url).entries) for name, url in self._urls.items()}
+        gateway, carrier, mailer, desk = (read_books(self._urls[f"{name.upper()}_URL"]) for name in SERVICES)
+        refused, refunds = desk.count(kind="approval", answer="no"), gateway.count(entry="refund")
         invoiced = len(self._shop.invoiced())
-        # The last invoice is a good moment to ask the journal whether all are through.
-        complete = invoiced == self.snapshot.orders
+        # The end of the last order is a good moment to ask the journal whether all are through.
+        complete = invoiced + refused + refunds >= self.snapshot.orders
         if complete or time.monotonic() - self._journal_read > self.JOURNAL_INTERVAL:
             self.executions = self._journal.executions()
             self._journal_read = time.monotonic()
@@ -71,8 +72,10 @@ class Observer(threading.Thread):
             orders=self.snapshot.orders,
             submitted=len(self._ids),
             invoiced=invoiced,
-            states=dict(Counter(execution.state for execution in self.executions.values())),
-            charges=counts["GATEWAY_URL"],
-            parcels=counts["CARRIER_URL"],
-            mails=counts["MAILER_URL"],
+            refused=refused,
+            refunds=refunds,
+            charges=gateway.count(entry="charge"),
+            parcels=len(carrier.entries),
+            mails=len(mailer.entries),
+            questions=desk.count(answer=None),
         )

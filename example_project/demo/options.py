@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Options:
     """One run of the demo."""
 
-    orders: int = 40
+    orders: int = 30
     workers: int = 2
     concurrency: int = 2
     #: Seconds between two kills, on average; 0 kills nobody.
@@ -17,6 +17,8 @@ class Options:
     seed: int = 7
     #: Seconds after which unfinished orders count as lost.
     timeout: float = 120.0
+    #: Nobody presses the buttons of the front desk but whoever runs the demo.
+    by_hand: bool = False
     #: Empty the broker once, when a third of the orders is through.
     flush: bool = False
     #: How the services behave: seconds before the work, share of refusals, share of late answers.

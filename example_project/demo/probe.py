@@ -5,17 +5,36 @@ The shop itself does not know that it is part of a demo.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from celery.signals import task_postrun, task_prerun, worker_process_init
 
+from celery_durable import DurableTask
+
+from ..app import app
 from . import events
 
 
 @worker_process_init.connect(weak=False)
 def child_is_ready(**_: Any) -> None:
     """A pool process was started."""
+    for task in app.tasks.values():
+        if isinstance(task, DurableTask):
+            task.run = _told(task, task.run)
     events.write("child")
+
+
+def _told(task: Any, body: Callable[..., Any]) -> Callable[..., Any]:
+    """A body that says that it is run. A delivery that is dropped, as a duplicate or too late, does not come here."""
+
+    @functools.wraps(body)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        events.write("run", task.request.id or "")
+        return body(*args, **kwargs)
+
+    return run
 
 
 @task_prerun.connect(weak=False)
@@ -25,6 +44,6 @@ def order_started(task_id: str = "", **_: Any) -> None:
 
 
 @task_postrun.connect(weak=False)
-def order_left(task_id: str = "", state: str | None = None, **_: Any) -> None:
+def order_left(task_id: str = "", **_: Any) -> None:
     """A pool process is done with an order, for now or for good."""
-    events.write("end", task_id, state or "")
+    events.write("end", task_id)

@@ -12,7 +12,7 @@ class Carrier(Service):
     """``POST /parcels`` books, ``GET /parcels?reference=`` tells."""
 
     name = "carrier"
-    path = "/parcels"
+    paths = ("/parcels",)
     default_port = 8702
     schema = """
     CREATE TABLE IF NOT EXISTS parcels (
@@ -20,7 +20,7 @@ class Carrier(Service):
     """
     query = "SELECT 'pa_' || number AS id, reference, recipient FROM parcels ORDER BY number"
 
-    def enter(self, body: dict[str, Any], key: str | None) -> Reply:
+    def enter(self, path: str, body: dict[str, Any], key: str | None) -> Reply:
         """Book a parcel, whatever was booked before."""
         reference, recipient = required(body, "reference", str), required(body, "recipient", str)
         with self.ledger.transaction() as db:

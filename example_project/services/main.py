@@ -14,7 +14,7 @@ from .service import Faults, Server, Service
 def main(service: type[Service]) -> None:
     """Parse the command line and serve until SIGTERM or Ctrl-C."""
 
-    @click.command(help=f"The {service.name}: takes POST {service.path}, shows GET /ledger.")
+    @click.command(help=f"The {service.name}: takes POST {' and '.join(service.paths)}, shows GET /ledger.")
     @click.option("--port", default=service.default_port, show_default=True, help="0 takes any free port.")
     @click.option("--ledger", default=f"{service.name}.db", show_default=True, type=click.Path(path_type=Path))
     @click.option("--url-file", type=click.Path(path_type=Path), help="Write the address here once it answers.")

@@ -1,4 +1,4 @@
-"""What the three services share: JSON over ``http.server``, and the ways in which a real service misbehaves."""
+"""What the services share: JSON over ``http.server``, and the ways in which a real service misbehaves."""
 
 from __future__ import annotations
 
@@ -54,8 +54,11 @@ class Reply:
     """What a service answers, and the word for it in the ledger's list of requests."""
 
     status: int
-    body: dict[str, Any]
+    #: JSON; or a page, as text.
+    body: dict[str, Any] | str
     outcome: str
+    #: Headers besides those that every answer has.
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 class Service:
@@ -63,8 +66,8 @@ class Service:
 
     #: Name on the command line and in the logs.
     name: ClassVar[str]
-    #: The path that takes new entries.
-    path: ClassVar[str]
+    #: The paths that take new entries. At the first one, entries can also be looked for.
+    paths: ClassVar[tuple[str, ...]]
     #: The table of entries.
     schema: ClassVar[str]
     #: Reads all entries, oldest first.
@@ -75,21 +78,21 @@ class Service:
         self.ledger = Ledger(ledger_file, self.schema)
         self.faults = faults or Faults()
 
-    def enter(self, body: dict[str, Any], key: str | None) -> Reply:
+    def enter(self, path: str, body: dict[str, Any], key: str | None) -> Reply:
         """Do the work of one request and commit it to the ledger. ``key`` is its ``Idempotency-Key``."""
         raise NotImplementedError
 
     def post(self, path: str, body: dict[str, Any], key: str | None) -> Reply:
         """Answer a POST, in the way that the faults allow."""
-        if path != self.path:
-            return Reply(404, {"error": f"{self.name} takes POST {self.path} only"}, "not found")
+        if path not in self.paths:
+            return Reply(404, {"error": f"{self.name} takes POST {' and '.join(self.paths)} only"}, "not found")
         before, refuse, late = self.faults.draw()
         time.sleep(before)
         if refuse:
             reply = Reply(503, {"error": "try again later; nothing was done"}, "refused")
         else:
             try:
-                reply = self.enter(body, key)
+                reply = self.enter(path, body, key)
             except BadRequest as error:
                 reply = Reply(error.status, {"error": str(error)}, "rejected")
         self.ledger.note(f"POST {path}", body.get("reference"), reply.status, reply.outcome)
@@ -97,12 +100,12 @@ class Service:
         return reply
 
     def get(self, path: str, query: dict[str, str]) -> Reply:
-        """Answer a GET: ``/ledger`` is everything, the service's path its entries, by ``reference`` if given."""
+        """Answer a GET: ``/ledger`` is everything, the first path its entries, by ``reference`` if given."""
         entries = self.ledger.rows(self.query)
         if path == "/ledger":
             return Reply(200, {"entries": entries, "requests": self.ledger.outcomes()}, "read")
-        if path != self.path:
-            return Reply(404, {"error": f"{self.name} has GET /ledger and GET {self.path} only"}, "not found")
+        if path != self.paths[0]:
+            return Reply(404, {"error": f"{self.name} has GET /ledger and GET {self.paths[0]} only"}, "not found")
         wanted = query.get("reference")
         return Reply(200, {"entries": [e for e in entries if wanted in (None, e["reference"])]}, "read")
 
@@ -143,8 +146,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Answer a POST."""
+        text = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body: Any
         try:
-            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
+            if self.headers.get_content_type() == "application/x-www-form-urlencoded":
+                body = dict(parse_qsl(text.decode()))
+            else:
+                body = json.loads(text)
         except ValueError:
             body = None
         if not isinstance(body, dict):
@@ -152,10 +160,15 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(self.server.service.post(urlsplit(self.path).path, body, self.headers.get("Idempotency-Key")))
 
     def _answer(self, reply: Reply) -> None:
-        payload = json.dumps(reply.body).encode()
+        body, kind = reply.body, "text/html; charset=utf-8"
+        if not isinstance(body, str):
+            body, kind = json.dumps(body), "application/json"
+        payload = body.encode()
         try:
             self.send_response(reply.status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", kind)
+            for name, value in reply.headers.items():
+                self.send_header(name, value)
             self.send_header("Content-Length", str(len(payload)))
             self.end_headers()
             self.wfile.write(payload)

@@ -14,42 +14,90 @@ from example_project.demo.journal import Execution, StepRow
 from example_project.demo.replays import Replays, read_replays
 from example_project.shop import Order
 
-ORDER = Order(1, "order-001", "Ada", "ada@example.org", "cup", 2, 1780)
-CHARGE = {"id": "ch_1", "reference": "order-001", "amount_cents": 1780}
+#: An order that is fulfilled, after an approval and a payment that came late.
+ORDER = Order(1, "order-001", "Ada", "ada@example.org", "kettle", 2, 11900, pays_later=True)
+CHARGE = {"id": "ch_1", "entry": "charge", "reference": "order-001", "amount_cents": 11900}
+REFUND = {**CHARGE, "id": "re_2", "entry": "refund"}
 PARCEL = {"id": "pa_1", "reference": "order-001"}
-MAIL = {"id": "ma_1", "reference": "order-001"}
+STRANGER = {**PARCEL, "reference": "order-9"}
+
+
+def mail(tag: str) -> dict[str, Any]:
+    return {"id": "ma_1", "reference": "order-001", "tag": tag}
+
+
+def question(kind: str, answer: str | None = "yes", seconds: float = 1.0) -> dict[str, Any]:
+    answered = None if answer is None else 100.0 + seconds
+    return {"kind": kind, "reference": "order-001", "answer": answer, "asked_at": 100.0, "answered_at": answered}
 
 
 def books(*entries: dict[str, Any]) -> Books:
     return Books(list(entries), {})
 
 
-def mailed(outcome: str) -> dict[str, list[StepRow]]:
-    return {"e1": [StepRow("4", "send_confirmation", outcome, 1)]}
+def skipped(*steps: str) -> dict[str, list[StepRow]]:
+    return {"e1": [StepRow(str(number), name, "skipped", 1) for number, name in enumerate(steps)]}
 
+
+def ended(state: str) -> dict[str, Execution]:
+    return {"e1": Execution("e1", state, 0, 6)}
+
+
+APPROVED, PAID_LATE = question("approval"), question("payment", seconds=5.0)
+CONFIRMED, REMINDED = mail("confirmation"), mail("reminder")
 
 GOOD = Evidence(
     orders=[ORDER],
     ids={1: "e1"},
-    executions={"e1": Execution("e1", "completed", 0, 6)},
-    steps=mailed("result"),
+    executions=ended("completed"),
+    steps={},
     gateway=books(CHARGE),
     carrier=books(PARCEL),
-    mailer=books(MAIL),
+    mailer=books(REMINDED, CONFIRMED),
+    desk=books(APPROVED, PAID_LATE),
+    remind_after=2.0,
     invoiced={1},
-    taken={"cup": 2},
-    reserved={"cup": 2},
+    taken={"kettle": 2},
+    reserved={1: 2},
     replayed=Replays(0, 0, 0),
 )
 
+REFUSED = dataclasses.replace(
+    GOOD,
+    gateway=books(),
+    carrier=books(),
+    mailer=books(mail("refusal")),
+    desk=books(question("approval", "no")),
+    invoiced=set(),
+    taken={"kettle": 0},
+    reserved={},
+)
 
-def verdict(**changes: Any) -> list[str]:
-    evidence = dataclasses.replace(GOOD, **changes)
+#: Its number is one of those that cannot be found.
+MISSING = dataclasses.replace(ORDER, id=7)
+REFUNDED = dataclasses.replace(
+    GOOD,
+    orders=[MISSING],
+    ids={7: "e1"},
+    executions=ended("failed"),
+    gateway=books(CHARGE, REFUND),
+    carrier=books(),
+    mailer=books(REMINDED, mail("apology")),
+    invoiced=set(),
+    taken={"kettle": 0},
+    reserved={},
+)
+
+
+def verdict(evidence: Evidence = GOOD, **changes: Any) -> list[str]:
+    evidence = dataclasses.replace(evidence, **changes)
     return problems(evidence, examine(evidence))
 
 
-def test_all_is_well() -> None:
-    assert verdict() == []
+@pytest.mark.parametrize(("evidence", "ending"), [(GOOD, "fulfilled"), (REFUSED, "refused"), (REFUNDED, "refunded")])
+def test_all_is_well(evidence: Evidence, ending: str) -> None:
+    assert verdict(evidence) == []
+    assert [report.ending for report in examine(evidence)] == [ending]
 
 
 @pytest.mark.parametrize(
@@ -57,30 +105,79 @@ def test_all_is_well() -> None:
     [
         ({"ids": {}}, "order-001 is unknown to the journal"),
         ({"executions": {}}, "order-001 is unknown to the journal"),
-        ({"executions": {"e1": Execution("e1", "running", 0, 3)}}, "order-001 is running"),
-        ({"executions": {"e1": Execution("e1", "ambiguous", 0, 3)}}, "order-001 is ambiguous"),
+        ({"executions": ended("running")}, "order-001 is running"),
+        ({"executions": ended("suspended")}, "order-001 is suspended"),
+        ({"executions": ended("ambiguous")}, "order-001 is ambiguous"),
         ({"gateway": books()}, "order-001 was charged 0 times"),
         ({"gateway": books(CHARGE, CHARGE)}, "order-001 was charged 2 times"),
-        ({"gateway": books({**CHARGE, "amount_cents": 1})}, "order-001 was charged 1 instead of 1780 cents"),
+        ({"gateway": books(CHARGE, REFUND)}, "order-001 was refunded 1 times"),
+        ({"gateway": books({**CHARGE, "amount_cents": 1})}, "order-001 has paid 1 instead of 11900 cents"),
         ({"carrier": books()}, "order-001 has 0 parcels"),
         ({"carrier": books(PARCEL, PARCEL)}, "order-001 has 2 parcels"),
-        ({"mailer": books()}, "order-001 has 0 mails"),
-        ({"mailer": books(MAIL, MAIL)}, "order-001 has 2 mails"),
-        ({"mailer": books(MAIL, MAIL), "steps": mailed("skipped")}, "order-001 has 2 mails"),
-        ({"invoiced": set()}, "order-001 has no invoice"),
-        ({"taken": {"cup": 4}}, "4 pieces of cup left the stock, but 2 are reserved"),
+        ({"mailer": books(REMINDED)}, "order-001 has no confirmation mail"),
+        ({"mailer": books(CONFIRMED)}, "order-001 has no reminder mail"),
+        ({"mailer": books(REMINDED, CONFIRMED, CONFIRMED)}, "order-001 has 2 confirmation mails"),
+        ({"mailer": books(REMINDED, REMINDED, CONFIRMED)}, "order-001 has 2 reminder mails"),
+        ({"mailer": books(REMINDED, CONFIRMED, mail("apology"))}, "order-001 has 1 apology mails"),
         (
-            {"carrier": books(PARCEL, {**PARCEL, "reference": "order-9"})},
-            "a parcel exists for order-9, which nobody ordered",
+            {"mailer": books(REMINDED, CONFIRMED, CONFIRMED), "steps": skipped("send_confirmation")},
+            "order-001 has 2 confirmation mails",
         ),
+        ({"desk": books(PAID_LATE)}, "order-001 was put to people for its approval 0 times"),
+        ({"desk": books(APPROVED, APPROVED, PAID_LATE)}, "order-001 was put to people for its approval 2 times"),
+        ({"desk": books(APPROVED)}, "order-001 was put to people for its payment 0 times"),
+        ({"desk": books(APPROVED, question("payment", None))}, "order-001 waits for its payment"),
+        ({"invoiced": set()}, "order-001 has no invoice"),
+        ({"reserved": {}}, "order-001 has 0 pieces reserved instead of 2"),
+        ({"taken": {"kettle": 4}}, "4 pieces of kettle left the stock, but 2 are reserved"),
+        ({"carrier": books(PARCEL, STRANGER)}, "there is a parcel for order-9, which nobody ordered"),
     ],
 )
 def test_every_wrong_is_noticed(changes: dict[str, Any], problem: str) -> None:
     assert problem in verdict(**changes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"executions": ended("failed")}, "order-001 is failed"),
+        ({"gateway": books(CHARGE)}, "order-001 was charged 1 times"),
+        ({"carrier": books(PARCEL)}, "order-001 has 1 parcels"),
+        ({"mailer": books()}, "order-001 has no refusal mail"),
+        ({"mailer": books(mail("refusal"), CONFIRMED)}, "order-001 has 1 confirmation mails"),
+        ({"invoiced": {1}}, "order-001 has an invoice"),
+        ({"reserved": {1: 2}, "taken": {"kettle": 2}}, "order-001 has 2 pieces reserved instead of 0"),
+    ],
+)
+def test_every_wrong_with_a_refused_order_is_noticed(changes: dict[str, Any], problem: str) -> None:
+    assert verdict(REFUSED, **changes) == [problem]
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"executions": ended("completed")}, "order-001 is completed"),
+        ({"gateway": books(CHARGE)}, "order-001 was refunded 0 times"),
+        ({"gateway": books(CHARGE, REFUND, REFUND)}, "order-001 was refunded 2 times"),
+        ({"gateway": books(CHARGE, {**REFUND, "amount_cents": 1})}, "order-001 has paid 11899 instead of 0 cents"),
+        ({"carrier": books(PARCEL)}, "order-001 has 1 parcels"),
+        ({"mailer": books(REMINDED)}, "order-001 has no apology mail"),
+        ({"reserved": {7: 2}, "taken": {"kettle": 2}}, "order-001 has 2 pieces reserved instead of 0"),
+    ],
+)
+def test_every_wrong_with_a_refunded_order_is_noticed(changes: dict[str, Any], problem: str) -> None:
+    assert verdict(REFUNDED, **changes) == [problem]
+
+
 def test_a_mail_may_be_missing_where_the_journal_says_skipped() -> None:
-    assert verdict(mailer=books(), steps=mailed("skipped")) == []
+    assert verdict(mailer=books(), steps=skipped("send_reminder", "send_confirmation")) == []
+    assert verdict(REFUNDED, mailer=books(REMINDED), steps=skipped("send_apology")) == []
+
+
+def test_who_pays_in_time_needs_no_reminder_and_may_have_got_one() -> None:
+    in_time = books(APPROVED, question("payment", seconds=1.9))
+    assert verdict(desk=in_time, mailer=books(CONFIRMED)) == []
+    assert verdict(desk=in_time) == []
 
 
 def test_kills_are_counted_per_order() -> None:

@@ -34,10 +34,13 @@ def test_a_process_is_idle_after_its_order(tmp_path: Path) -> None:
     append(log.path, Event(1.0, 7, "start", "e1"))
     log.refresh()
     assert log.children == {7: "e1"}
-    append(log.path, Event(2.0, 7, "end", "e1", "SUCCESS"))
+    append(log.path, Event(1.1, 7, "run", "e1"))
+    log.refresh()
+    assert log.children == {7: "e1"}
+    append(log.path, Event(2.0, 7, "end", "e1"))
     log.refresh()
     assert log.children == {7: ""}
-    assert len(log.events) == 2
+    assert len(log.events) == 3
 
 
 def test_a_line_that_is_not_complete_is_read_later(tmp_path: Path) -> None:
@@ -51,17 +54,19 @@ def test_a_line_that_is_not_complete_is_read_later(tmp_path: Path) -> None:
     assert log.children == {7: "e1"}
 
 
-def test_a_delivery_that_was_dropped_is_no_new_start(tmp_path: Path) -> None:
+def test_a_delivery_that_was_dropped_is_no_new_run(tmp_path: Path) -> None:
     log = EventLog(tmp_path / "events")
     append(
         log.path,
-        Event(1.0, 7, "start", "e1"),  # killed in the middle: it has no end
+        Event(1.0, 7, "start", "e1"),
+        Event(1.1, 7, "run", "e1"),  # killed in the middle: it has no end
         Event(2.0, 8, "start", "e1"),
-        Event(2.1, 8, "end", "e1", "IGNORED"),
+        Event(2.1, 8, "end", "e1"),
         Event(4.0, 9, "start", "e1"),
-        Event(5.0, 9, "end", "e1", "SUCCESS"),
+        Event(4.1, 9, "run", "e1"),
+        Event(5.0, 9, "end", "e1"),
     )
     log.refresh()
-    assert log.started_again("e1", after=1.5) == 4.0
+    assert log.started_again("e1", after=1.5) == 4.1
     assert log.started_again("e1", after=4.5) is None
     assert log.started_again("e2", after=0.0) is None

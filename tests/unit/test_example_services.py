@@ -51,7 +51,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def post(url: str, body: Any, key: str | None = None) -> tuple[int, dict[str, Any]]:
-    headers = {"Idempotency-Key": key} if key else {}
+    headers = {"Content-Type": "application/json", **({"Idempotency-Key": key} if key else {})}
     try:
         with urllib.request.urlopen(
             urllib.request.Request(url, json.dumps(body).encode(), headers), timeout=5
@@ -76,7 +76,7 @@ def test_gateway_repeats_its_answer_to_a_known_key(start: Start) -> None:
     assert first == (201, {"id": "ch_1", **CHARGE})
     assert again == (200, first[1])
     books = ledger(url)
-    assert books["entries"] == [{"id": "ch_1", "key": "k1", **CHARGE}]
+    assert books["entries"] == [{"id": "ch_1", "entry": "charge", "key": "k1", "charge_id": None, **CHARGE}]
     assert books["requests"] == {"charged": 1, "repeated": 1}
 
 
@@ -104,6 +104,42 @@ def test_gateway_without_a_key_charges_every_time(start: Start) -> None:
     assert {post(f"{url}/charges", CHARGE)[1]["id"] for _ in range(2)} == {"ch_1", "ch_2"}
 
 
+def test_gateway_gives_money_back_once_per_key(start: Start) -> None:
+    url = start(Gateway)
+    gateway = GatewayClient(url)
+    receipt = gateway.charge("order-1", 500, idempotency_key="k1")
+    assert {gateway.refund("order-1", receipt, idempotency_key="k2") for _ in range(2)} == {"re_2"}
+    gateway.refund("order-1", receipt, idempotency_key="k3")
+    other = gateway.charge("order-1", 500, idempotency_key="k4")
+    with pytest.raises(ServiceRefused, match="422"):
+        gateway.refund("order-1", other, idempotency_key="k3")
+    assert [(e["entry"], e["charge_id"], e["key"]) for e in ledger(url)["entries"]] == [
+        ("charge", None, "k1"),
+        ("refund", "ch_1", "k2"),
+        ("refund", "ch_1", "k3"),
+        ("charge", None, "k4"),
+    ]
+    assert ledger(url)["requests"] == {"charged": 2, "refunded": 2, "repeated": 1, "rejected": 1}
+
+
+@pytest.mark.parametrize(
+    ("body", "key", "status"),
+    [
+        ({**CHARGE, "charge_id": "ch_9"}, "k2", 404),
+        ({**CHARGE, "charge_id": "ch_1", "reference": "order-2"}, "k2", 404),
+        ({**CHARGE, "charge_id": "ch_1"}, "k1", 422),
+        (CHARGE, "k2", 400),
+    ],
+)
+def test_gateway_refuses_a_refund_of_what_was_not_charged(
+    start: Start, body: dict[str, Any], key: str, status: int
+) -> None:
+    url = start(Gateway)
+    post(f"{url}/charges", CHARGE, "k1")
+    assert post(f"{url}/refunds", body, key)[0] == status
+    assert len(ledger(url)["entries"]) == 1
+
+
 @pytest.mark.parametrize("body", [[], {}, {**CHARGE, "amount_cents": "5"}, {**CHARGE, "amount_cents": 0}])
 def test_gateway_rejects_nonsense(start: Start, body: Any) -> None:
     url = start(Gateway)
@@ -129,7 +165,7 @@ def test_carrier_takes_no_notice_of_keys(start: Start) -> None:
 
 def test_mailer_sends_whatever_it_gets(start: Start) -> None:
     url = start(Mailer)
-    body = {"reference": "order-1", "to": "ada@example.org", "subject": "hello"}
+    body = {"reference": "order-1", "to": "ada@example.org", "tag": "greeting", "subject": "hello"}
     assert [post(f"{url}/mails", body, "k1")[0] for _ in range(2)] == [201, 201]
     assert [entry["id"] for entry in ledger(url)["entries"]] == ["ma_1", "ma_2"]
 
