@@ -1,7 +1,7 @@
 """The shop's one task: fulfil an order.
 
 It reads like any Celery task. What is special is the base class, that every step says what it would mean to run it
-again, and that it waits for people without a worker that waits.
+again and how it is undone, and that it waits for people without a worker that waits.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def release_stock(_quantity: int, order: Order) -> None:
     shop.release(order)
 
 
-@step
+@step(compensate=release_stock)
 def reserve_stock(order: Order) -> int:
     """Idempotent: the reservation is keyed by the order."""
     shop.reserve(order)
@@ -82,7 +82,7 @@ def refund(receipt: Receipt, order: Order) -> str:
     return gateway.refund(order.reference, receipt, idempotency_key=key)
 
 
-@step(effect=guarded(Intent.MONEY_MOVING, on_ambiguous=OnAmbiguous.RERUN))
+@step(effect=guarded(Intent.MONEY_MOVING, on_ambiguous=OnAmbiguous.RERUN), compensate=refund)
 def charge(order: Order) -> Receipt:
     """Moves money. After a crash it is asked for again under the same key, and the gateway deduplicates."""
     key = current_step().idempotency_key.hex()
@@ -168,17 +168,13 @@ def fulfil(self: DurableTask, order_id: int) -> str:
         except PromiseRejected as refusal:
             send_refusal(order, str(refusal.reason))
             return "refused"
+    # From here on, what was done is undone if the task fails: first the charge, then the reservation, then this.
+    self.durable.on_failure(send_apology, order)
     reserve_stock(order)
     if order.pays_later:
         wait_for_payment(self.durable, order)
     receipt = charge(order)
-    try:
-        pick_goods(order)
-    except OutOfStock:
-        refund(receipt, order)
-        release_stock(order.quantity, order)
-        send_apology(order)
-        raise
+    pick_goods(order)
     parcel = book_parcel(order)
     send_confirmation(order, parcel.tracking)
     return write_invoice(order, receipt.charge_id, parcel.tracking)

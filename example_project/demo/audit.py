@@ -19,7 +19,7 @@ from .replays import Replays
 MAIL_STEPS = {
     "refusal": "send_refusal",
     "reminder": "send_reminder",
-    "apology": "send_apology",
+    "apology": "undo send_apology",
     "confirmation": "send_confirmation",
 }
 
