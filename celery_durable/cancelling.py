@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery import _state
 from celery.app.task import Context
 
 from . import envelope as envelopes
-from .errors import WrongState
+from .delivery import report
+from .errors import UnknownExecution, WrongState
 from .runtime import Runtime
 from .store import Operations
-from .store.records import Execution, PayloadKind, State
+from .store.children import kept_by
+from .store.records import EntryKind, Execution, PayloadKind, PromiseState, State, StoredPayload
 
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["Cancelled", "cancel"]
+__all__ = ["Cancelled", "after_cancel", "cancel", "cancel_all", "cancel_children"]
+
+logger = logging.getLogger(__name__)
 
 
 class Cancelled(NamedTuple):
@@ -46,12 +52,68 @@ def cancel(app: Celery, execution_id: str, reason: str) -> Cancelled:
     row = operations.get(execution_id)
     if row.state is not State.CANCELLED:
         row = operations.cancel(execution_id, reason)
+        after_cancel(app, row, reason)
         state = operations.get(execution_id).state
         if state is not State.CANCELLED:
             return Cancelled(row, None, state)
     elif _is_told(app, execution_id):
         raise WrongState(f"execution {execution_id} is cancelled already; there is nothing to cancel.")
     return Cancelled(row, _tell_celery(app, runtime, operations, row, reason))
+
+
+def after_cancel(app: Celery, row: Execution, reason: str) -> None:
+    """An execution is cancelled: cancel the children that it waits for, and tell whoever waits for it as a part of a
+    chain, group or chord. (Whoever waits for its own end is told in the transaction that ends it.)
+
+    :param row: as it was before.
+    """
+    runtime = Runtime.of(app)
+    cancel_children(app, row.pk, row.base_generation, row.generation, f"its parent {row.id} was cancelled: {reason}")
+    stored = Operations(runtime.database, namespace=row.namespace).payload(row.pk, PayloadKind.ENVELOPE)
+    if stored is None:
+        return
+    promise = envelopes.unpack(stored, runtime.envelope_codec)["headers"].get(envelopes.CHILD_HEADER)
+    if promise and promise != kept_by(row.id):
+        why = f"{row.task}[{row.id}] was cancelled: {reason}"
+        report(app, promise, PromiseState.CANCELLED, StoredPayload(0, why.encode()))
+
+
+def cancel_children(app: Celery, pk: int, first: int, last: int, reason: str) -> None:
+    """Cancel the children that an execution waits for.
+
+    :param pk: of the execution.
+    :param first: of the generations that may have started some.
+    :param last: likewise.
+    """
+    runtime = Runtime.of(app)
+    waiting = {one.id for one in runtime.promises.of([pk]) if one.child is not None and one.pending}
+    for entry in runtime.journal.of_kind(EntryKind.CALL, pk, first, last) if waiting else ():
+        if entry.codec is None or entry.payload is None:
+            continue
+        for child in runtime.codec.decode(entry.codec, entry.payload, "the children of an execution"):
+            if child["id"] in waiting:
+                cancel_all(app, child["tasks"], reason)
+
+
+def cancel_all(app: Celery, ids: Iterable[str], reason: str) -> None:
+    """Cancel durable executions and revoke other tasks, as far as they have not ended. Nothing is raised."""
+    plain = []
+    for task_id in ids:
+        try:
+            cancel(app, task_id, reason)
+        except UnknownExecution:
+            plain.append(task_id)
+        except WrongState:
+            continue
+        except Exception as error:
+            logger.warning("child %s could not be cancelled: %s: %s", task_id, type(error).__name__, error)
+    if not plain:
+        return
+    try:
+        app.control.revoke(plain)
+    # Some transports know no broadcast; what is not revoked runs to its end, and nobody takes its result.
+    except Exception as error:
+        logger.warning("%d child task(s) could not be revoked: %s: %s", len(plain), type(error).__name__, error)
 
 
 def _is_told(app: Celery, execution_id: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar, cast, overload
 
 from . import divergence
 from .actions import Outcome, StepCall
+from .calling import CallingContext
 from .checkpoint import expand, fold_prefix
 from .current import Active, active, operation
 from .drive import drive, drive_async, drive_plain
@@ -40,7 +41,7 @@ R = TypeVar("R")
 _FOLD_AT = 0.9
 
 
-class DurableContext(WaitingContext, TransactionMethods, UndoingContext):
+class DurableContext(WaitingContext, CallingContext, TransactionMethods, UndoingContext):
     """The durable side of a running body: ``self.durable`` in a bound task.
 
     Safe to share between threads. It ends with the body: used later, it raises :class:`ContextClosed`.

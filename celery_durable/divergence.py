@@ -45,7 +45,7 @@ def source_line() -> str:
 
 
 #: How the first entry of what is no step is called.
-_WORDS = {EntryKind.TIMER: "timer", EntryKind.PROMISE: "promise", EntryKind.WAIT: "wait"}
+_WORDS = {EntryKind.TIMER: "timer", EntryKind.PROMISE: "promise", EntryKind.WAIT: "wait", EntryKind.CALL: "call"}
 
 
 def describe(name: str, effect: Effect | None, fingerprint: bytes | None, kind: int | None = None) -> str:

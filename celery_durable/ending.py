@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from celery.exceptions import Ignore, Reject, Retry, TaskPredicate
 
 from . import envelope as envelopes
+from .cancelling import cancel_children
 from .control import Cancelled, Park, Suspend, Waiting
 from .errors import JournalUnavailable, LeaseLost
 from .expiry import warn_of_chord
@@ -18,7 +19,9 @@ from .interruption import is_hard_limit, is_interruption
 from .outcome import pack_error
 from .publish import publish_stashed
 from .signals import park as announce_parked
-from .store.records import Batch, EntryKind, State, StoredPayload
+from .store.children import ChildEnd, kept_by
+from .store.records import Batch, EntryKind, PromiseState, State, StoredPayload
+from .waking import wake
 from .worker.control import tell_due
 
 if TYPE_CHECKING:
@@ -31,6 +34,13 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
+#: How a parent hears of its child's end.
+_KEPT = {
+    State.COMPLETED: PromiseState.RESOLVED,
+    State.FAILED: PromiseState.REJECTED,
+    State.CANCELLED: PromiseState.CANCELLED,
+}
+
 
 class Ending:
     """Brings the execution of a session into the state that belongs to the way in which its body was left."""
@@ -41,14 +51,36 @@ class Ending:
 
     def finish(self, run: Run, state: State, outcome: StoredPayload | None, *, dispatched: bool = False) -> None:
         told = dispatched or self._session.eager
+        child = self._child_end(state, outcome)
         reached("task.before_outcome", run.execution_id)
-        self._commit(
+        if child is not None:
+            reached("child.before_settle", run.execution_id)
+        waking = self._commit(
             run,
-            lambda batch: self._runtime.ownership.finish(batch, self._session.owner, state, outcome, dispatched=told),
+            lambda batch: self._runtime.ownership.finish(
+                batch, self._session.owner, state, outcome, dispatched=told, child=child
+            ),
         )
         if not told:
             self._session.returning(run.fence.pk)
         reached("task.after_outcome", run.execution_id)
+        if child is not None:
+            reached("child.after_settle", run.execution_id)
+        if waking is not None:
+            wake(self._session.task.app, waking)
+
+    def _child_end(self, state: State, outcome: StoredPayload | None) -> ChildEnd | None:
+        """What the parent is told, where this is the task whose end it waits for."""
+        request = self._session.request
+        promise = request.__dict__.get(envelopes.CHILD_HEADER)
+        if promise is None or promise != kept_by(str(request.id)):
+            return None
+        kept = _KEPT[state]
+        if outcome is None:
+            # A body that left by Ignore has no value; one that was cancelled may not have said why.
+            blank = StoredPayload(*self._runtime.codec.encode({"value": None}, "no value"))
+            outcome = blank if kept is PromiseState.RESOLVED else StoredPayload(0, b"it was cancelled")
+        return ChildEnd(promise, kept, outcome, self._runtime.settings.namespace)
 
     def _commit(self, run: Run, settle: Callable[[Batch], T]) -> T:
         """Commit what is left of the journal together with a new state."""
@@ -126,6 +158,14 @@ class Ending:
     def _cancelled(self, run: Run) -> None:
         """What it did is undone; whoever waits for the result, and the chord it is part of, are told."""
         self.finish(run, State.CANCELLED, None)
+        # What it has started after its cancellation was asked for.
+        cancel_children(
+            self._session.task.app,
+            run.fence.pk,
+            run.opened.base_generation,
+            run.generation,
+            f"its parent {run.execution_id} was cancelled",
+        )
         if not self._session.eager:
             self.tell_cancelled(run.fence.pk)
 
@@ -186,6 +226,10 @@ class Ending:
         if stash is None:
             self.finish(run, State.COMPLETED, None, dispatched=True)
             return
+        promise = self._session.request.__dict__.get(envelopes.CHILD_HEADER)
+        if promise is not None:
+            # It is the other task now whose end the parent waits for.
+            stash.message.headers.setdefault(envelopes.CHILD_HEADER, promise)
         packed = envelopes.pack(stash.envelope(self._session.task.app), self._runtime.envelope_codec)
         delay = stash.delay_ms() + self._runtime.settings.lease_ms
         self._commit(
@@ -250,8 +294,12 @@ class Ending:
         """The run has gone on without its journal, and Celery is told how it ended: record that as soon as the
         database answers, or recovery would have the body run again.
         """
-        owner = self._session.owner
-        self._when_back(run, lambda b: self._runtime.ownership.finish(b, owner, state, outcome, dispatched=True))
+        owner, child = self._session.owner, self._child_end(state, outcome)
+        if child is not None:
+            child = child._replace(namespace=None)
+        self._when_back(
+            run, lambda b: self._runtime.ownership.finish(b, owner, state, outcome, dispatched=True, child=child)
+        )
 
     def left_degraded(self, run: Run, error: BaseException) -> None:
         """The body was left by ``error`` after it had gone on without its journal."""
@@ -260,7 +308,7 @@ class Ending:
         else:
             self.abandon(run)  # a retry too: recovery sends the message again
 
-    def _when_back(self, run: Run, settle: Callable[[Batch], None]) -> None:
+    def _when_back(self, run: Run, settle: Callable[[Batch], Any]) -> None:
         nothing = Batch(run.fence, run.generation, ())
         run.buffer.closed = False
         self._runtime.keeper.abandon(run.buffer, self._runtime.writer, lambda: settle(nothing))

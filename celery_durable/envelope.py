@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from celery import Celery, Task
 
 __all__ = [
+    "CHILD_HEADER",
     "PK_HEADER",
     "RAW_KEY",
     "RERUN_HEADER",
@@ -33,6 +34,7 @@ __all__ = [
     "from_request",
     "pack",
     "resend",
+    "route_of",
     "unpack",
 ]
 
@@ -42,6 +44,9 @@ PK_HEADER: Final = "durable_pk"
 WAITS_HEADER: Final = "durable_waits"
 #: On the message of a rerun: the id of the execution that it repeats.
 RERUN_HEADER: Final = "durable_rerun_of"
+
+#: On every message of a child task: the promise that its end keeps.
+CHILD_HEADER: Final = "durable_child"
 
 #: Under which a request carries its message's content type, encoding and body, as they came from the broker.
 RAW_KEY: Final = "durable_raw"
@@ -188,6 +193,12 @@ def _route(exchange: str | None, routing_key: str | None, queue: str | None) -> 
     if not exchange and routing_key:
         return {"queue": routing_key}  # the anonymous exchange routes by queue name
     return {}  # by the application's own routes, when it is sent
+
+
+def route_of(request: Any) -> dict[str, str]:
+    """Where the running request came from, as options of publishing."""
+    info = request.delivery_info or {}
+    return _route(info.get("exchange"), info.get("routing_key"), None)
 
 
 def _serializer_of(content_type: str | None) -> str | None:

@@ -17,6 +17,9 @@ from typing import Any, ClassVar
 __all__ = [
     "AmbiguityPolicyRequired",
     "AmbiguousEffect",
+    "ChildCancelled",
+    "ChildFailed",
+    "ChildTimeout",
     "ConfigurationError",
     "ContextClosed",
     "DurableError",
@@ -294,6 +297,28 @@ class PromiseSettled(DurableError, Exception):
     """
 
     code = "CD603"
+
+
+class ChildFailed(DurableError, Exception):
+    """A child task has failed.
+
+    Attributes: ``child`` (its name), ``child_id`` (its task id), ``reason`` (a text), and ``error``: the exception with
+    which it failed, which is also the ``__cause__``, or None.
+    """
+
+    code = "CD611"
+
+
+class ChildCancelled(ChildFailed):
+    """A child task was revoked or cancelled, or was not needed any more."""
+
+    code = "CD612"
+
+
+class ChildTimeout(ChildFailed):
+    """A child task had not ended when its ``timeout`` was over; it was cancelled."""
+
+    code = "CD613"
 
 
 class WrongToken(DurableError, Exception):

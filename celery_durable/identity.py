@@ -15,6 +15,7 @@ charges fire twice; the tests pin vectors.
 from __future__ import annotations
 
 import functools
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -27,6 +28,9 @@ from celery_durable.errors import FingerprintError
 __all__ = [
     "call_hash",
     "canonical",
+    "child_id",
+    "child_of",
+    "child_print",
     "fingerprint",
     "fingerprint_of",
     "global_key",
@@ -44,6 +48,7 @@ _OVER_WAIT: Final = b"1w"
 _IDEMPOTENCY: Final = blake3(derive_key_context="celery_durable v1 idempotency key")
 _GLOBAL: Final = blake3(derive_key_context="celery_durable v1 global key")
 _CALL: Final = blake3(derive_key_context="celery_durable v1 call")
+_CHILD: Final = blake3(derive_key_context="celery_durable v1 child id")
 _PROMISE: Final = blake3(derive_key_context="celery_durable v1 promise id")
 
 
@@ -161,6 +166,29 @@ def promise_id(namespace: str, execution_id: str, lane: str, name: str, occurren
     """
     words = b"".join(map(lengthy, (namespace, execution_id, lane, name)))
     return _PROMISE.copy().update(words + b"%d," % occurrence).hexdigest(16)
+
+
+def child_id(namespace: str, execution_id: str, lane: str, name: str, occurrence: int) -> str:
+    """The 32 hex digits of a child task: the promise that its end keeps has them as its id, and its task id is the
+    UUID of them. Neither arguments nor position are in it; parameters as of :func:`promise_id`.
+    """
+    words = b"".join(map(lengthy, (namespace, execution_id, lane, name)))
+    return _CHILD.copy().update(words + b"%d," % occurrence).hexdigest(16)
+
+
+def child_of(promise: str) -> str:
+    """The task id of the child that keeps a promise of the library's own."""
+    return str(uuid.UUID(hex=promise))
+
+
+def child_print(name: str, form: Any) -> bytes:
+    """The 32 bytes that identify a call of a child task.
+
+    :param name: what the journal calls it.
+    :param form: what is called, in plain data.
+    :raises FingerprintError: for an argument without canonical form.
+    """
+    return blake3(_OVER_WAIT + lengthy("call") + lengthy(name) + canonical(form, f"the call {name!r}")).digest()
 
 
 def short(fp: bytes) -> str:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from celery import current_app, signals, states
 
+from . import envelope as envelopes
+from .delivery import register
 from .errors import JournalUnavailable
 from .faults import reached
 from .publish import is_durable, wrap_sender
@@ -34,6 +36,7 @@ def install(app: Celery) -> None:
     _installed.add(app)
     app.steps["worker"].add(DurableStep)
     _wrap_amqp(app)
+    register(app)
 
 
 def app_of(app: Celery | None = None) -> Celery:
@@ -81,11 +84,17 @@ def _on_postrun(sender: Any = None, task_id: str | None = None, state: str | Non
 
 @signals.task_revoked.connect(weak=False, dispatch_uid="celery_durable.revoked")
 def _on_revoked(sender: Any = None, request: Any = None, expired: bool = False, **_: Any) -> None:
-    """A revoked execution is cancelled, or recovery would bring it back."""
+    """A revoked execution is cancelled, or recovery would bring it back; a parent that waits is told."""
     app = getattr(sender, "app", None)
-    if app is not None and app in _installed and request is not None and is_durable(app, sender.name):
-        reason = "its message expired before it started" if expired else "it was revoked"
+    if app is None or app not in _installed or request is None:
+        return
+    reason = "its message expired before it started" if expired else "it was revoked"
+    if is_durable(app, sender.name):
         control_of(app).cancel(str(request.id), reason)
+    else:
+        promise = getattr(request, envelopes.CHILD_HEADER, None)
+        if promise:
+            control_of(app).disown(str(promise), reason)
 
 
 @signals.worker_process_shutdown.connect(weak=False, dispatch_uid="celery_durable.shutdown")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from .runtime import Runtime
 
-__all__ = ["pack_error", "pack_value", "pruned", "restore"]
+__all__ = ["pack_error", "pack_value", "pruned", "restore", "value_of"]
 
 
 def pack_value(runtime: Runtime, task: Task[Any, Any], value: Any) -> StoredPayload:
@@ -56,7 +56,11 @@ def restore(runtime: Runtime, closed: Closed, name: str) -> Any:
     if closed.state is State.FAILED:
         raise runtime.codec.decode_error(stored.codec, stored.data, f"the stored error of {name}")
     where = f"the stored outcome of {name}"
-    outcome = runtime.codec.decode(stored.codec, stored.data, where)
+    return value_of(runtime.codec.decode(stored.codec, stored.data, where))
+
+
+def value_of(outcome: dict[str, Any]) -> Any:
+    """The value in what :func:`pack_value` has stored."""
     if "value" in outcome:
         return outcome["value"]
     content_type = outcome["content_type"]

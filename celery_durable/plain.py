@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .actions import StepCall
+from .calls import Call
 from .context import DurableContext, fingerprint_for, naming
 from .current import Active, active, operation
 from .errors import ConfigurationError, JournalUnavailable
@@ -82,7 +83,7 @@ class PlainContext(DurableContext):
     ) -> None:
         self._id = execution_id or str(uuid.uuid4())
         self._namespace = namespace
-        self._app = app
+        self._application = app
         self._real = execution_id is not None
         self._outer_loop = None
         self._body = self._scope("", "")
@@ -155,9 +156,26 @@ class PlainContext(DurableContext):
             operation.reset(token)
 
     def _wait(self, wait: Wait) -> Any:
+        if isinstance(wait, Call) and not self._real:
+            return self._run_async(wait) if self._in_coroutine() else wait.run_plainly()
         if not isinstance(wait, Sleep):
             self._refuse(f"{wait.word}()")
         return self._sleep_async(wait) if self._in_coroutine() else self._sleep(wait)
+
+    def _app(self) -> Celery:
+        if self._application is None:
+            self._refuse("a child task")
+        return self._application()
+
+    def _namespace_of_children(self) -> str:
+        return self._namespace
+
+    def _execution_of_children(self) -> str:
+        return self._id
+
+    @staticmethod
+    async def _run_async(call: Call) -> Any:
+        return await asyncio.to_thread(call.run_plainly)
 
     @staticmethod
     def _sleep(sleep: Sleep) -> None:
@@ -187,7 +205,7 @@ class PlainContext(DurableContext):
     def _in_transaction(self, how: AnyTransactional, op: Callable[..., Any]) -> Callable[..., Any]:
         from .runtime import Runtime
 
-        if self._app is None:
+        if self._application is None:
             raise JournalUnavailable("a transactional step needs the journal's database, and this run goes on without.")
         return functools.partial(transact_plainly, Runtime.of(self._app()).transactions, how, op)
 

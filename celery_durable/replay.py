@@ -78,6 +78,7 @@ _MEANING: Final = {
     EntryKind.TIMER: Past.WAITING,
     EntryKind.WAIT: Past.WAITING,
     EntryKind.PROMISE: Past.DONE,
+    EntryKind.CALL: Past.WAITING,
 }
 
 #: Nothing else says what became of these steps; a value of None has a payload too.
@@ -90,8 +91,8 @@ def is_scope(rows: Sequence[Journaled]) -> bool:
 
 
 def is_wait(rows: Sequence[Journaled]) -> bool:
-    """True when a position holds a sleep, a timer, a promise or a wait."""
-    return rows[0].kind in (EntryKind.TIMER, EntryKind.PROMISE, EntryKind.WAIT)
+    """True when a position holds a sleep, a timer, a promise, a wait or a call."""
+    return rows[0].kind in (EntryKind.TIMER, EntryKind.PROMISE, EntryKind.WAIT, EntryKind.CALL)
 
 
 def only_audits(rows: Sequence[Journaled]) -> bool:

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
-from . import envelope as envelopes
 from .errors import ConfigurationError, PromiseSettled, WrongToken
 from .faults import reached
 from .install import app_of
 from .runtime import Runtime
-from .store.promises import Settlement, Target, Waking
+from .store.promises import Settlement, Target
 from .store.records import PromiseState, StoredPayload
 from .tokens import fits
+from .waking import wake
 
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["heartbeat", "reject", "resolve", "settle", "wake"]
-
-logger = logging.getLogger(__name__)
-
-#: A broker that does not answer is left to recovery: whoever keeps a promise should not have to wait for it.
-_PUBLISH: dict[str, Any] = {
-    "retry": True,
-    "retry_policy": {"max_retries": 1, "interval_start": 0, "interval_max": 0},
-}
+__all__ = ["heartbeat", "reject", "resolve", "settle"]
 
 
 def resolve(promise_id: str, token: str, value: Any = None, *, app: Celery | None = None) -> None:
@@ -124,27 +115,6 @@ def settle(
     if waking is not None:
         wake(app, waking)
     return done
-
-
-def wake(app: Celery, waking: Waking) -> None:
-    """Send the message of an execution that goes on; where that fails, recovery does it."""
-    if waking.envelope is None:
-        return
-    runtime = Runtime.of(app)
-    try:
-        message = envelopes.unpack(waking.envelope, runtime.envelope_codec)
-        with app.producer_or_acquire() as producer:
-            envelopes.resend(app, message, waking.pk, producer=producer, **_PUBLISH)
-    # Whatever the broker's client raises: the promise is kept, and recovery is there for the rest.
-    except Exception as error:
-        logger.warning(
-            "%s[%s] goes on when recovery sends its message, for the broker did not take it: %s: %s",
-            waking.task,
-            waking.id,
-            type(error).__name__,
-            error,
-        )
-        runtime.recovery.unsent([waking.pk], 0)
 
 
 def _settle(app: Celery | None, promise_id: str, token: str, state: PromiseState, payload: StoredPayload) -> None:

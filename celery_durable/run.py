@@ -21,6 +21,7 @@ from .writer import ExecutionBuffer, JournalWriter
 
 if TYPE_CHECKING:
     from .actions import StepCall
+    from .children import Children
     from .step import StepDescriptor
     from .store.promises import Look, Promises
     from .store.transactions import Transactions
@@ -82,6 +83,7 @@ class Run:
         limits: Limits,
         inline: bool = False,
         transactions: Transactions | None = None,
+        children: Children | None = None,
         degrade: Callable[[JournalUnavailable], bool] = lambda error: False,
     ) -> None:
         self.execution_id = execution_id
@@ -112,6 +114,8 @@ class Run:
         self._writer = writer
         #: None where there is no journal.
         self.transactions = transactions
+        #: Starts child tasks. None where there is no journal.
+        self.children = children
         self._degrade = degrade
         self._prior: Prior | None = None
         self._lock = threading.Lock()
@@ -319,11 +323,14 @@ class Run:
 
     # -- waiting --------------------------------------------------------------------------------------------
 
-    def look(self, ids: Sequence[str]) -> Look:
-        """Some promises, and the database's clock."""
+    def look(self, ids: Sequence[str], *, values: bool = True) -> Look:
+        """Some promises, and the database's clock.
+
+        :param values: False: without what they were settled with.
+        """
         try:
             before = time.monotonic()
-            found = self._promises.look(ids)
+            found = self._promises.look(ids, values=values)
         except JournalUnavailable as error:
             raise self.stuck(error) from None
         self._clock = (found.now, before)
@@ -348,13 +355,26 @@ class Run:
         if self._earlier is None:
             first, last = self.opened.base_generation, self.generation - 1
             try:
-                rows = self._journal.promises(self.fence.pk, first, last) if first <= last else []
+                rows = self._journal.of_kind(EntryKind.PROMISE, self.fence.pk, first, last) if first <= last else []
             except JournalUnavailable as error:
                 raise self.stuck(error) from None
             where = "the token of an earlier promise"
             kept = [self.decode(StoredPayload(r.codec, r.payload), where) for r in rows if r.codec and r.payload]
             self._earlier = {one["id"]: one for one in kept}
         return self._earlier
+
+    def earlier_children(self) -> dict[str, dict[str, Any]]:
+        """What earlier generations keep of the child tasks that they started, by their ids."""
+        first, last = self.opened.base_generation, self.generation - 1
+        if first > last:
+            return {}
+        try:
+            rows = self._journal.of_kind(EntryKind.CALL, self.fence.pk, first, last)
+        except JournalUnavailable as error:
+            raise self.stuck(error) from None
+        where = "what is kept of earlier child tasks"
+        kept = [self.decode(StoredPayload(r.codec, r.payload), where) for r in rows if r.codec and r.payload]
+        return {one["id"]: one for several in kept for one in several}
 
     # -- folding --------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from celery import states
 from celery.exceptions import Ignore
 
 from . import envelope as envelopes
+from .children import Children
 from .context import DurableContext
 from .control import Leave, Park, Undoing
 from .coroutines import run_to_end
@@ -36,6 +37,7 @@ from .current import active, operation
 from .ending import Ending
 from .errors import (
     AmbiguousEffect,
+    ChildFailed,
     ConfigurationError,
     DurableError,
     JournalUnavailable,
@@ -206,8 +208,8 @@ class Session:
         """The body asks for a retry.
 
         :param error: because of this.
-        :raises AmbiguousEffect, ResultLost, PromiseRejected, PromiseTimeout: the error itself, where it is journaled:
-            every try would end with it.
+        :raises AmbiguousEffect, ResultLost, PromiseRejected, PromiseTimeout, ChildFailed: the error itself, where it
+            is journaled: every try would end with it.
         :raises Park: a guarded effect is in doubt; trying again could repeat it.
         :raises JournalUnavailable: the journal cannot be reached; the message comes back without counting as a retry.
         """
@@ -218,7 +220,7 @@ class Session:
         doubts = run.doubts()
         if doubts:
             raise Park("\n".join(item.doubt or "" for item in doubts))
-        if isinstance(error, (AmbiguousEffect, ResultLost, PromiseRejected, PromiseTimeout)):
+        if isinstance(error, (AmbiguousEffect, ResultLost, PromiseRejected, PromiseTimeout, ChildFailed)):
             raise error
 
     def _degrade(self, error: JournalUnavailable) -> bool:
@@ -274,6 +276,7 @@ class Session:
             limits=runtime.limits,
             inline=self.eager,
             transactions=runtime.transactions,
+            children=Children(self.task.app, runtime, self.request),
             degrade=self._degrade,
         )
 

@@ -68,7 +68,12 @@ _KINDS: Final = {
 }
 #: The last entries of steps that a replay does not do any more.
 _FINISHED: Final = frozenset({"result", "error", "skipped", "result lost"})
-_WAITS: Final = {EntryKind.TIMER: "timer", EntryKind.PROMISE: "promise", EntryKind.WAIT: "wait"}
+_WAITS: Final = {
+    EntryKind.TIMER: "timer",
+    EntryKind.PROMISE: "promise",
+    EntryKind.WAIT: "wait",
+    EntryKind.CALL: "call",
+}
 #: The message of an exception, behind its class.
 _RAISED: Final = re.compile(r"(?<=it raised )(\w+): .*", re.DOTALL)
 #: A generation that is not the present one can only be looked at.
@@ -145,7 +150,7 @@ class Waited:
 
     position: str
     name: str
-    #: ``sleep``, ``timer``, ``promise`` or ``wait``.
+    #: ``sleep``, ``timer``, ``promise``, ``wait`` or ``call``.
     kind: str
     #: ``open``, ``done`` or ``failed``; ``made`` for what is waited for elsewhere.
     outcome: str

@@ -8,7 +8,7 @@ times.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from . import divergence
@@ -23,6 +23,7 @@ from .store.records import Awaited, Entry, EntryKind, Journaled, NewPromise, Pro
 if TYPE_CHECKING:
     from .run import Run
     from .scope import ScopeState
+    from .store.children import Offspring
     from .store.promises import Look, PromiseRow
 
 __all__ = ["Came", "First", "Sleep", "Station", "Wait", "read_timer"]
@@ -73,8 +74,26 @@ class Wait(abc.ABC):
         """What the first entry keeps."""
         return None
 
-    def resume(self, row: Journaled, run: Run) -> None:  # noqa: B027  (nothing, for most)
-        """The first entry stands in the journal already."""
+    def begin(self, station: Station) -> None:
+        """Nothing stands in the journal yet. Blocks."""
+        station.append(self.kind, self.armed(station.run))
+
+    def resume(self, rows: Sequence[Journaled], run: Run) -> None:  # noqa: B027  (nothing, for most)
+        """It has begun, and has not come to anything yet: this is what stands in the journal."""
+
+    def proceed(self, look: Look | None, station: Station) -> bool:
+        """It has not come to anything: do more for it, if there is anything to do.
+
+        :returns: True where something was done, so that it is to be looked at anew.
+        """
+        return False
+
+    def conclude(self, run: Run) -> None:  # noqa: B027  (nothing, for most)
+        """It has come to something, which is going to be journaled."""
+
+    def look(self, run: Run) -> Look | None:
+        """The promises, and the database's clock, where it asks for any."""
+        return run.look(self.promises) if self.promises else None
 
     @abc.abstractmethod
     def decide(self, look: Look | None, run: Run) -> Came | None:
@@ -83,7 +102,7 @@ class Wait(abc.ABC):
         :param look: the promises, where there are any.
         """
 
-    def read(self, stored: Any) -> Any:
+    def read(self, stored: Any, run: Run) -> Any:
         """What the body gets for a journaled value."""
         return stored
 
@@ -106,8 +125,8 @@ class Sleep(Wait):
     def armed(self, run: Run) -> StoredPayload | None:
         return write_timer(run, self._delay_ms, self._until_ms)
 
-    def resume(self, row: Journaled, run: Run) -> None:
-        self.timers = (read_timer(run, row),)
+    def resume(self, rows: Sequence[Journaled], run: Run) -> None:
+        self.timers = (read_timer(run, rows[0]),)
 
     def decide(self, look: Look | None, run: Run) -> Came | None:
         return Came() if self.remaining(run.clock) <= 0 else None
@@ -171,7 +190,7 @@ class First(Wait):
         gone = set(ids)
         return [s._row() for s in self._sources.values() if isinstance(s, Promise) and s.id in gone]
 
-    def read(self, stored: Any) -> Any:
+    def read(self, stored: Any, run: Run) -> Any:
         return Selected(stored["key"], stored["value"]) if self._keyed else stored
 
 
@@ -217,7 +236,7 @@ class Station:
     """A wait of a running body, at its position. Where it says so, it speaks to the database and may block."""
 
     def __init__(self, run: Run, scope: ScopeState, position: int, wait: Wait) -> None:
-        self._run = run
+        self.run = run
         self.scope = scope
         self._position = position
         self.wait = wait
@@ -245,7 +264,7 @@ class Station:
         :raises ReplayDivergence: when it is something else.
         """
         self._rows = self.scope.cursor.take(self._position)
-        wait, run = self.wait, self._run
+        wait, run = self.wait, self.run
         found = divergence.check_wait(
             self._rows, run.execution_id, self.scope, self._position, wait.kind, wait.name, wait.fingerprint
         )
@@ -254,61 +273,70 @@ class Station:
 
     def look(self) -> Came | Waiting:
         """What the wait came to, or what is left of it. Blocks."""
-        run, wait = self._run, self.wait
+        run, wait = self.run, self.wait
         if self._rows is not None and not self._next:
             recorded = fold(self._rows)
             self._next = recorded.next_entry
             where = f"the journaled outcome of {wait.word} {wait.name!r} (position {self.place})"
             if recorded.past is Past.DONE:
-                return Came(wait.read(run.decode(recorded.payload, where)), replayed=True)
+                return Came(wait.read(run.decode(recorded.payload, where), run), replayed=True)
             if recorded.past is Past.ERROR:
                 return Came(error=run.decode_error(recorded.payload, where), replayed=True)
-            wait.resume(self._rows[0], run)
+            wait.resume(self._rows, run)
         elif not self._next:
             reached("wait.before_arm", run.execution_id, wait.name)
-            self._append(wait.kind, wait.armed(run))
+            wait.begin(self)
         if run.buffer.degraded:
             # Nothing can be waited for without the journal; the execution is given back until it answers.
             return Waiting(names=[wait.name])
-        look = self._promises() if wait.promises else None
+        look = self._promises()
         came = wait.decide(look, run)
+        while came is None and wait.proceed(look, self):
+            look = self._promises()
+            came = wait.decide(look, run)
         if came is None:
             return self._left(look)
+        wait.conclude(run)
         return self._record(came)
 
-    def _promises(self) -> Look:
+    def _promises(self) -> Look | None:
         """The promises that are waited for. A copied journal speaks of some that have no rows yet."""
-        run, wait = self._run, self.wait
-        look = run.look(wait.promises)
+        run, wait = self.run, self.wait
+        look = wait.look(run)
+        if look is None:
+            return None
         missing = [one for one in wait.promises if one not in look.rows]
         if not missing:
             return look
         run.restore(wait.lost(missing))
-        return run.look(wait.promises)
+        return wait.look(run)
 
     def _record(self, came: Came) -> Came:
         """Journal it; what the body gets is what every replay will give it."""
-        run, wait = self._run, self.wait
+        run, wait = self.run, self.wait
         if self._rows is not None:
             reached("wait.woken", run.execution_id, wait.name)
         where = f"the outcome of {wait.word} {wait.name!r} (position {self.place})"
         if came.error is not None:
             payload, error = run.roundtrip_error(came.error, where)
-            self._append(EntryKind.ERROR, payload)
+            self.append(EntryKind.ERROR, payload)
             return Came(error=error)
         payload, value = run.roundtrip(came.value, where)
-        self._append(EntryKind.RESULT, payload)
-        return Came(wait.read(value))
+        self.append(EntryKind.RESULT, payload)
+        return Came(wait.read(value, run))
 
-    def _append(self, kind: EntryKind, payload: StoredPayload | None) -> None:
+    def append(self, kind: EntryKind, payload: StoredPayload | None, offspring: Offspring | None = None) -> None:
+        """Write the next entry here.
+
+        :param offspring: children that are recorded with it.
+        """
         wait = self.wait
-        self._run.append(
-            Entry(self.scope.path, self._position, self._next, kind, None, wait.name, wait.fingerprint, payload=payload)
-        )
+        entry = Entry(self.scope.path, self._position, self._next, kind, None, wait.name, wait.fingerprint)
+        self.run.append(entry._replace(payload=payload, offspring=offspring))
         self._next += 1
 
     def _left(self, look: Look | None) -> Waiting:
-        run, wait = self._run, self.wait
+        run, wait = self.run, self.wait
         timer = min((timer._remaining(run.clock) for timer in wait.timers), default=None)
         awaited, deadline = [], None
         if look is not None:
@@ -323,10 +351,10 @@ class Station:
 
         :param looks: how often this wait was looked at already.
         """
-        if self._run.buffer.degraded:
+        if self.run.buffer.degraded:
             return None
         delay = waiting.delay
-        if self._run.inline:
+        if self.run.inline:
             glance = min(0.01 * 2 ** min(looks, 10), _GLANCE)
             return glance if delay is None else min(delay, glance if self.wait.promises else _GLANCE)
         return delay if delay is not None and delay <= _SHORT else None

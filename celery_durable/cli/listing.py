@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, Final
@@ -88,7 +89,10 @@ def waits_for(row: Execution, promises: Sequence[PromiseRow]) -> dict[str, Any] 
     if row.state is not State.SUSPENDED:
         return None
     return {
-        "promises": [{"id": p.id, "name": p.name, "expires_at": iso(p.deadline)} for p in promises],
+        "promises": [{"id": p.id, "name": p.name, "expires_at": iso(p.deadline)} for p in promises if p.child is None],
+        "children": [
+            {"id": p.child, "name": p.name, "expires_at": iso(p.deadline)} for p in promises if p.child is not None
+        ],
         "until": iso(row.wake_at),
     }
 
@@ -96,8 +100,14 @@ def waits_for(row: Execution, promises: Sequence[PromiseRow]) -> dict[str, Any] 
 def _awaited(row: Execution, promises: Sequence[PromiseRow]) -> str:
     if row.state is not State.SUSPENDED:
         return ""
-    words = [p.name for p in promises]
+    words = _brief([p.name for p in promises])
     return ", ".join([*words, moment(row.wake_at)] if row.wake_at is not None else words)
+
+
+def _brief(names: Sequence[str]) -> list[str]:
+    """Names, with their numbers where there are many of one."""
+    counted = Counter(names)
+    return [name if count == 1 else f"{count} x {name}" for name, count in counted.items()]
 
 
 def summary(row: Execution) -> dict[str, Any]:

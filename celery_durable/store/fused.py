@@ -31,7 +31,7 @@ _TEXTUAL = (sa.String, sa.LargeBinary)
 
 def can_say(batch: Batch) -> bool:
     """False for what takes more than entries."""
-    return not any(entry.promise for entry in batch.entries)
+    return not any(entry.promise or entry.offspring for entry in batch.entries)
 
 
 def append(direct: Direct, batch: Batch, lease_ms: int) -> bool:

@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from . import fused
 from .birth import insert_new, new_row
+from .children import insert_children
 from .database import Database
 from .direct import Direct
 from .promises import insert_promises
@@ -112,11 +113,12 @@ _EXECUTION_FIELDS = tuple(Execution.__dataclass_fields__)
 
 
 def insert_entries(connection: Connection, batches: Sequence[Batch]) -> None:
-    """Write entries, and make the promises that come with them; the caller holds the fence."""
+    """Write entries, with the promises and child tasks that come with them; the caller holds the fence."""
     rows = [_row(batch, entry) for batch in batches for entry in batch.entries]
     if rows:
         connection.execute(_INSERT, rows)
         insert_promises(connection, batches)
+        insert_children(connection, batches)
 
 
 def _row(batch: Batch, entry: Entry) -> dict[str, Any]:
@@ -337,11 +339,9 @@ class Journal:
         values = {"pk": pk, "first": first, "last": last}
         return self._database.read(lambda c: [journaled(r) for r in c.execute(_GUARDED, values)])
 
-    def promises(self, pk: int, first: int, last: int) -> list[Journaled]:
-        """The entries of all promises that were made in the generations ``first`` to ``last``."""
-        query = sa.select(*COLUMNS).where(
-            _j.pk == pk, _j.generation.between(first, last), _j.kind == int(EntryKind.PROMISE)
-        )
+    def of_kind(self, kind: EntryKind, pk: int, first: int, last: int) -> list[Journaled]:
+        """All entries of one kind in the generations ``first`` to ``last``."""
+        query = sa.select(*COLUMNS).where(_j.pk == pk, _j.generation.between(first, last), _j.kind == int(kind))
         return self._database.read(lambda c: [journaled(r) for r in c.execute(query.order_by(_j.generation))])
 
     def scopes(self, pk: int, generation: int) -> set[str]:

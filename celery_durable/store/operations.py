@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from ..errors import UnknownExecution, WrongState
+from .children import ChildEnd, kept_by, lock_parent, tell_parent
 from .database import Database
 from .journal import COLUMNS, insert_entries, journaled, to_execution
 from .records import (
@@ -29,6 +30,7 @@ from .records import (
     Fence,
     Journaled,
     PayloadKind,
+    PromiseState,
     State,
     StoredPayload,
 )
@@ -41,7 +43,14 @@ _x = executions.c
 _j = journal.c
 
 #: Entries whose payload is no value of a step, but says what happened.
-_TELLING = (EntryKind.AUDIT, EntryKind.SCOPE_END, EntryKind.ABORTED, EntryKind.CHECKPOINT, EntryKind.TIMER)
+_TELLING = (
+    EntryKind.AUDIT,
+    EntryKind.SCOPE_END,
+    EntryKind.ABORTED,
+    EntryKind.CHECKPOINT,
+    EntryKind.TIMER,
+    EntryKind.CALL,
+)
 #: The same columns, without the values of steps: those may be large, and secret.
 _WITHOUT_VALUES = (
     *(c for c in COLUMNS if c is not _j.payload),
@@ -137,14 +146,17 @@ class Operations:
         """
 
         def work(connection: Connection) -> Execution:
+            parent = lock_parent(connection, kept_by(execution_id))
             row = self._locked(connection, execution_id)
             if row.state in FINAL_STATES:
                 raise WrongState(f"execution {execution_id} is {row.state} already; there is nothing to cancel.")
             known = self._saga(connection, row)
             if EntryKind.UNDOING in known:
                 raise WrongState(f"execution {execution_id} is being undone already. {_PRESENT[row.state]}")
+            why = StoredPayload(0, reason.encode())
             if EntryKind.SAGA not in known:
                 self._change(connection, row, State.CANCELLED, wake_at=None)
+                self._tell(connection, parent, execution_id, PromiseState.CANCELLED, why)
             elif row.state is State.AMBIGUOUS:
                 raise WrongState(
                     f"execution {execution_id} is ambiguous, and what it did is to be undone: first say what became of "
@@ -156,7 +168,7 @@ class Operations:
                 connection.execute(asked)
             else:
                 self._go_on(connection, row, cancel_at=now_ms())
-            put_payload(connection, row.pk, PayloadKind.REASON, StoredPayload(0, reason.encode()))
+            put_payload(connection, row.pk, PayloadKind.REASON, why)
             return row
 
         return self._database.write(work)
@@ -168,6 +180,7 @@ class Operations:
         """
 
         def work(connection: Connection) -> bool:
+            parent = lock_parent(connection, kept_by(execution_id))
             try:
                 row = self._locked(connection, execution_id)
             except UnknownExecution:
@@ -186,6 +199,7 @@ class Operations:
                 return True
             self._change(connection, row, State.FAILED, wake_at=None)
             put_payload(connection, row.pk, PayloadKind.OUTCOME, outcome)
+            self._tell(connection, parent, execution_id, PromiseState.REJECTED, outcome)
             put_payload(connection, row.pk, PayloadKind.REASON, StoredPayload(0, reason.encode()))
             return True
 
@@ -306,6 +320,14 @@ class Operations:
         """What the journal says of undoing."""
         here = (_j.pk == row.pk, _j.generation == row.generation, _j.scope == META, _j.position == 0)
         return {EntryKind(kind) for kind in connection.execute(sa.select(_j.kind).where(*here)).scalars()}
+
+    @staticmethod
+    def _tell(
+        connection: Connection, parent: int | None, execution_id: str, state: PromiseState, payload: StoredPayload
+    ) -> None:
+        promise = kept_by(execution_id)
+        if promise is not None:
+            tell_parent(connection, parent, ChildEnd(promise, state, payload))
 
     @staticmethod
     def _group(connection: Connection, row: Execution, scope: str, position: int) -> list[Journaled]:

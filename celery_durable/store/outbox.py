@@ -25,12 +25,14 @@ __all__ = [
     "OutboxStore",
     "Published",
     "Unsent",
+    "check",
     "existing",
     "forget",
     "insert",
     "known_ids",
     "new_pks",
     "present",
+    "put",
     "row_of",
     "wakes",
 ]
@@ -217,10 +219,22 @@ def insert(
     :raises ConfigurationError: for an id that does not fit, or that is another task's.
     """
     for message in messages:
-        _check(message)
+        check(message)
     keys = new_pks(len(messages), after)
-    durable = [(pk, m) for pk, m in zip(keys, messages, strict=True) if isinstance(m, Published)]
-    plain = [(pk, m) for pk, m in zip(keys, messages, strict=True) if isinstance(m, Unsent)]
+    pairs = list(zip(keys, messages, strict=True))
+    if not put(connection, namespace, lease_ms, pairs):
+        _check_known(connection, namespace, [m for m in messages if isinstance(m, Published)], settle)
+    return keys
+
+
+def put(connection: Speaks, namespace: str, lease_ms: int, messages: Sequence[tuple[int, Published | Unsent]]) -> bool:
+    """Record messages under these keys in an open transaction; durable ones whose ids are known are left out.
+
+    :returns: False where some were, or where the driver cannot tell.
+    """
+    durable = [(pk, m) for pk, m in messages if isinstance(m, Published)]
+    plain = [(pk, m) for pk, m in messages if isinstance(m, Unsent)]
+    complete = True
     if durable:
         statement = _unless_known(connection.dialect.name, wakes())
         rows = [row_of(pk, namespace, message, lease_ms) for pk, message in durable]
@@ -231,8 +245,7 @@ def insert(
             if m.envelope is not None
         ]
         connection.execute(_PAYLOAD, data, execution_options=_OPTIONS)
-        if done.rowcount != len(rows):  # fewer, or the driver cannot tell
-            _check_known(connection, namespace, [message for _, message in durable], settle)
+        complete = done.rowcount == len(rows)
     if plain:
         times = {"wake_at": now_ms() + lease_ms, "created_at": now_ms()}
         rows = [
@@ -248,10 +261,10 @@ def insert(
             for pk, m in plain
         ]
         connection.execute(sa.insert(outbox).values(times), rows, execution_options=_OPTIONS)
-    return keys
+    return complete
 
 
-def _check(message: Published | Unsent) -> None:
+def check(message: Published | Unsent) -> None:
     for what, text in (("id", message.id), ("task name", message.task)):
         if not text or len(text) > _LONGEST_ID or "\0" in text:
             raise ConfigurationError(

@@ -16,10 +16,11 @@ from sqlalchemy.engine import Connection, Row
 from ..errors import LeaseLost
 from . import fused
 from .birth import insert_new, new_row
+from .children import ChildEnd, lock_parent, tell_parent
 from .database import Database
 from .direct import Direct
 from .journal import insert_entries
-from .promises import await_promises
+from .promises import Waking, await_promises
 from .records import (
     FINAL_STATES,
     PARKED_STATES,
@@ -279,12 +280,14 @@ class Ownership:
         payload: tuple[PayloadKind, StoredPayload | None],
         *,
         awaiting: Awaiting | None = None,
+        child: ChildEnd | None = None,
         **values: Any,
-    ) -> bool:
+    ) -> tuple[bool, Waking | None]:
         """Commit the last entries and a new state in one transaction, under the fence.
 
         :param wake_ms: when recovery looks at it, from now; None for never.
-        :returns: True where what it is suspended for has come already.
+        :param child: what its parent is told.
+        :returns: whether what it is suspended for has come already; and the parent, where it goes on now.
         """
         pk, epoch = batch.fence
         values |= {"state": state.value}
@@ -304,9 +307,11 @@ class Ownership:
             return bool(connection.execute(let_go(*values, waits=waits), parameters).rowcount)
 
         at_once = False
+        waking: Waking | None = None
 
         def work(connection: Connection) -> bool:
-            nonlocal at_once
+            nonlocal at_once, waking
+            parent = lock_parent(connection, child.promise_id) if child is not None else None
             if not written(connection):
                 row = connection.execute(sa.select(_x.epoch, _x.state, _x.owner).where(_x.pk == pk)).first()
                 if row is not None and (row.epoch, row.state, row.owner) == (epoch, state.value, owner):
@@ -317,24 +322,36 @@ class Ownership:
                 put_payload(connection, pk, kind, data)
             if awaiting is not None:
                 at_once = await_promises(connection, pk, epoch, awaiting)
+            if child is not None:
+                waking = tell_parent(connection, parent, child)
             return True
 
         def single(direct: Direct) -> bool | None:
             return fused.settle(direct, batch, tuple(values), waits, parameters, envelope, kind, data) or None
 
-        usual = awaiting is None and fused.can_say(batch)
+        usual = awaiting is None and child is None and fused.can_say(batch)
         self._database.write(work, single=single if usual else None)
-        return at_once
+        return at_once, waking
 
     def finish(
-        self, batch: Batch, owner: str, state: State, outcome: StoredPayload | None, *, dispatched: bool = False
-    ) -> None:
+        self,
+        batch: Batch,
+        owner: str,
+        state: State,
+        outcome: StoredPayload | None,
+        *,
+        dispatched: bool = False,
+        child: ChildEnd | None = None,
+    ) -> Waking | None:
         """Commit the outcome. Until :meth:`mark_dispatched`, recovery sees to it that Celery is told.
 
+        :param child: what its parent is told in the same transaction.
+        :returns: the parent, where it goes on now.
         :raises LeaseLost: when the execution is no longer ours.
         """
         wake = None if dispatched else self._lease_ms
-        self._settle(batch, owner, state, wake, (PayloadKind.OUTCOME, outcome), sends=0)
+        _, waking = self._settle(batch, owner, state, wake, (PayloadKind.OUTCOME, outcome), child=child, sends=0)
+        return waking
 
     def suspend(
         self,
@@ -367,9 +384,10 @@ class Ownership:
                 "base_generation": batch.generation + 1,
                 "attempts": 0,
             }
-        return self._settle(
+        at_once, _ = self._settle(
             batch, owner, State.SUSPENDED, delay_ms, (PayloadKind.ENVELOPE, envelope), awaiting=awaiting, **values
         )
+        return at_once
 
     def release(self, batch: Batch, owner: str, *, recoverable: bool = True, attempts: int | None = None) -> None:
         """Give the lease back in an orderly way: another worker goes on.

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.engine import Connection
 
+from ..identity import child_of
 from .database import Database
 from .records import Awaited, Awaiting, Batch, NewPromise, PayloadKind, PromiseState, State, StoredPayload
 from .rows import get_payload
@@ -28,6 +29,7 @@ __all__ = [
     "Target",
     "Waking",
     "await_promises",
+    "insert_all",
     "insert_promises",
     "settle_promise",
 ]
@@ -53,6 +55,8 @@ class PromiseRow(NamedTuple):
     created_at: int
     settled_at: int | None
     payload: StoredPayload | None
+    #: The task id of the child task that is to keep it; None where somebody outside is.
+    child: str | None = None
 
     @property
     def pending(self) -> bool:
@@ -86,6 +90,7 @@ class Settlement(enum.Enum):
     REJECTED = "rejected"
     #: Its deadline had passed.
     EXPIRED = "expired"
+    CANCELLED = "cancelled"
     #: There is no such promise any more.
     GONE = "gone"
 
@@ -110,6 +115,7 @@ _COLUMNS = (
     _p.deadline,
     _p.created_at,
     _p.settled_at,
+    sa.case((_p.token_hash.is_(None), 1), else_=0).label("internal"),
     _p.codec,
     _p.data,
 )
@@ -118,8 +124,9 @@ _COLUMNS = (
 def _row(row: Any) -> PromiseRow:
     payload = None if row.codec is None else StoredPayload(row.codec, bytes(row.data))
     state = PromiseState(row.state)
+    child = child_of(row.id) if row.internal else None
     return PromiseRow(
-        row.id, row.pk, row.name, state, row.awaited, row.deadline, row.created_at, row.settled_at, payload
+        row.id, row.pk, row.name, state, row.awaited, row.deadline, row.created_at, row.settled_at, payload, child
     )
 
 
@@ -153,9 +160,15 @@ _INSERT = _inserts()
 
 def insert_promises(connection: Connection, batches: Iterable[Batch]) -> None:
     """Make the promises that come with journal entries; the caller holds the fence."""
-    made = [(batch.fence.pk, entry.promise) for batch in batches for entry in batch.entries if entry.promise]
-    for pk, promise in made:
-        connection.execute(_INSERT[connection.dialect.name], _bound(pk, promise))
+    insert_all(
+        connection, [(batch.fence.pk, entry.promise) for batch in batches for entry in batch.entries if entry.promise]
+    )
+
+
+def insert_all(connection: Connection, made: Sequence[tuple[int, NewPromise]]) -> None:
+    """Make promises, each for the execution with this key."""
+    if made:
+        connection.execute(_INSERT[connection.dialect.name], [_bound(pk, promise) for pk, promise in made])
 
 
 def _bound(pk: int, promise: NewPromise) -> dict[str, Any]:
@@ -186,9 +199,10 @@ def await_promises(connection: Connection, pk: int, epoch: int, awaiting: Awaiti
         connection.execute(
             sa.update(promises).where(_p.id.in_(ids), _p.pk == pk).values(awaited=epoch, needed=number, timer_at=timer)
         )
-    query = sa.select(_p.id, _p.pk).where(_p.id.in_(list(needed)), _p.state == _PENDING)
-    pending = {row.id: row.pk for row in connection.execute(query)}
-    if any(_enough(group, pending) for group in awaiting.groups):
+    query = sa.select(_p.id, _p.pk, _p.state).where(_p.id.in_(list(needed)), _p.state != int(PromiseState.RESOLVED))
+    rows = connection.execute(query).all()
+    pending = {row.id: row.pk for row in rows if row.state == _PENDING}
+    if any(_enough(group, pending) for group in awaiting.groups) or len(pending) < len(rows):
         connection.execute(sa.update(executions).where(_x.pk == pk).values(wake_at=now_ms()))
         return True
     if any(owner != pk for owner in pending.values()):
@@ -240,7 +254,8 @@ def settle_promise(
         return Settlement[found.state.name], None
     if execution is None or execution.state != State.SUSPENDED.value or found.awaited != execution.epoch:
         return done, None
-    if (row.needed or 1) > 1:
+    # What went wrong may decide a wait for many at once.
+    if (row.needed or 1) > 1 and state is PromiseState.RESOLVED:
         settled = sa.select(sa.func.count()).where(_p.pk == pk, _p.awaited == execution.epoch, _p.state != _PENDING)
         if (connection.execute(settled).scalar() or 0) < row.needed:
             return done, None
@@ -270,6 +285,9 @@ def _set(connection: Connection, promise_id: str, **values: Any) -> None:
 # -- transactions of their own ------------------------------------------------------------------------------------
 
 _LOOK = sa.select(*_COLUMNS, now_ms().label("now")).where(_p.id.in_(sa.bindparam("ids", expanding=True)))
+_GLIMPSE = sa.select(*_COLUMNS[:-2], sa.null().label("codec"), sa.null().label("data"), now_ms().label("now")).where(
+    _p.id.in_(sa.bindparam("ids", expanding=True))
+)
 _CLOCK = sa.select(now_ms())
 
 
@@ -283,11 +301,15 @@ class Promises:
         self._database = database
         self._patience_ms = patience_ms
 
-    def look(self, ids: Sequence[str]) -> Look:
-        """Some promises, by their ids; without any, just the clock. What has passed its deadline has expired."""
+    def look(self, ids: Sequence[str], *, values: bool = True) -> Look:
+        """Some promises, by their ids; without any, just the clock. What has passed its deadline has expired.
+
+        :param values: False: without what they were settled with.
+        """
+        query = _LOOK if values else _GLIMPSE
 
         def read(connection: Connection) -> Look:
-            rows = connection.execute(_LOOK, {"ids": list(ids)}).all() if ids else ()
+            rows = connection.execute(query, {"ids": list(ids)}).all() if ids else ()
             now = rows[0].now if rows else connection.execute(_CLOCK).scalar_one()
             return Look(int(now), {row.id: _row(row) for row in rows})
 
@@ -302,8 +324,7 @@ class Promises:
         """Make promises of an execution that are known, and have no rows."""
 
         def work(connection: Connection) -> None:
-            for promise in made:
-                connection.execute(_INSERT[connection.dialect.name], _bound(pk, promise))
+            insert_all(connection, [(pk, promise) for promise in made])
 
         self._database.write(work)
 

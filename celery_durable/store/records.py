@@ -5,9 +5,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ..effects import Effect
+
+if TYPE_CHECKING:
+    from .children import Offspring
 
 __all__ = [
     "EFFECT_OF_CODE",
@@ -106,6 +109,8 @@ class EntryKind(enum.IntEnum):
     SAGA = 30
     #: It has failed, or was cancelled: what it did is undone. The payload is the error; none for a cancellation.
     UNDOING = 31
+    #: Child tasks were started here; the payload names them. What they came to is a RESULT or an ERROR.
+    CALL = 40
 
 
 #: The scope of what is journaled about the execution itself: at position 0 what there is to undo, then its patches.
@@ -166,6 +171,8 @@ class PromiseState(enum.IntEnum):
     RESOLVED = 1
     REJECTED = 2
     EXPIRED = 3
+    #: What was to keep it was cancelled; the payload is a text that says why.
+    CANCELLED = 4
 
 
 class StoredPayload(NamedTuple):
@@ -211,6 +218,8 @@ class Entry(NamedTuple):
     payload: StoredPayload | None = None
     #: Made in the same transaction.
     promise: NewPromise | None = None
+    #: Child tasks that are recorded in the same transaction.
+    offspring: Offspring | None = None
 
 
 class Journaled(NamedTuple):

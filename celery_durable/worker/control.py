@@ -55,6 +55,9 @@ class Control(Protocol):
     def cancel(self, execution_id: str, reason: str) -> None:
         """End an execution that was revoked; one that has ended, or is unknown, stays as it is."""
 
+    def disown(self, promise: str, reason: str) -> None:
+        """A child task that is not durable was revoked: tell its parent."""
+
     def fail(self, execution_id: str, reason: str, error: str, *args: Any) -> None:
         """End an execution as failed; ``error`` names the exception and ``args`` are its arguments."""
 
@@ -109,6 +112,9 @@ class DirectControl:
     def cancel(self, execution_id: str, reason: str) -> None:
         self._do("cancel", id=execution_id, reason=reason)
 
+    def disown(self, promise: str, reason: str) -> None:
+        self._do("disown", id=promise, reason=reason)
+
     def fail(self, execution_id: str, reason: str, error: str, *args: Any) -> None:
         self._do("fail", id=execution_id, reason=reason, error=error, args=list(args))
 
@@ -133,6 +139,9 @@ class SocketControl:
 
     def cancel(self, execution_id: str, reason: str) -> None:
         self._say({"op": "cancel", "id": execution_id, "reason": reason})
+
+    def disown(self, promise: str, reason: str) -> None:
+        self._say({"op": "disown", "id": promise, "reason": reason})
 
     def fail(self, execution_id: str, reason: str, error: str, *args: Any) -> None:
         self._say({"op": "fail", "id": execution_id, "reason": reason, "error": error, "args": list(args)})

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from billiard import exceptions as billiard_exceptions
 
+from ..cancelling import after_cancel
+from ..delivery import report
 from ..errors import UnknownExecution, WrongState
 from ..outcome import pack_error
 from ..runtime import Runtime
 from ..store import Operations
+from ..store.records import PromiseState, StoredPayload
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -32,9 +35,12 @@ def handle(app: Celery, message: dict[str, Any]) -> None:
     op = message["op"]
     if op == "cancel":
         try:
-            operations(app).cancel(message["id"], message["reason"])
+            row = operations(app).cancel(message["id"], message["reason"])
         except (UnknownExecution, WrongState):
-            pass  # it ended on its own, or never had a row
+            return  # it ended on its own, or never had a row
+        after_cancel(app, row, message["reason"])
+    elif op == "disown":
+        report(app, message["id"], PromiseState.CANCELLED, StoredPayload(0, message["reason"].encode()))
     elif op == "fail":
         name = message["error"]
         cls: Any = getattr(billiard_exceptions, name, None) or getattr(builtins, name, RuntimeError)

@@ -63,7 +63,7 @@ def test_what_an_execution_waits_for_is_shown_without_its_token(lab: Lab, delive
     assert "approval, TIME" in listed.splitlines()[3]
     three, two, one = run(lab, "list", "--json").rows
     assert three["waits_for"] is None
-    assert two["waits_for"] == {"promises": [], "until": two["wake_at"]}
+    assert two["waits_for"] == {"promises": [], "children": [], "until": two["wake_at"]}
     [awaited] = one["waits_for"]["promises"]
     assert (awaited["id"], awaited["name"]) == (body.id, "approval")
     assert awaited["expires_at"][:18] == one["waits_for"]["until"][:18]

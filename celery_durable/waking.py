@@ -1,0 +1,44 @@
+"""Sends the message of an execution that goes on because somebody has brought what it waits for."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from . import envelope as envelopes
+from .runtime import Runtime
+from .store.promises import Waking
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ["wake"]
+
+logger = logging.getLogger(__name__)
+
+#: A broker that does not answer is left to recovery: whoever keeps a promise should not have to wait for it.
+_PUBLISH: dict[str, Any] = {
+    "retry": True,
+    "retry_policy": {"max_retries": 1, "interval_start": 0, "interval_max": 0},
+}
+
+
+def wake(app: Celery, waking: Waking) -> None:
+    """Send the message of an execution that goes on; where that fails, recovery does it."""
+    if waking.envelope is None:
+        return
+    runtime = Runtime.of(app)
+    try:
+        message = envelopes.unpack(waking.envelope, runtime.envelope_codec)
+        with app.producer_or_acquire() as producer:
+            envelopes.resend(app, message, waking.pk, producer=producer, **_PUBLISH)
+    # Whatever the broker's client raises: the promise is kept, and recovery is there for the rest.
+    except Exception as error:
+        logger.warning(
+            "%s[%s] goes on when recovery sends its message, for the broker did not take it: %s: %s",
+            waking.task,
+            waking.id,
+            type(error).__name__,
+            error,
+        )
+        runtime.recovery.unsent([waking.pk], 0)

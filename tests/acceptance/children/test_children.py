@@ -1,0 +1,80 @@
+"""Parents and children on real workers."""
+
+from __future__ import annotations
+
+import pytest
+
+from celery_durable import State
+from celery_durable.cancelling import cancel
+from tests.support.wait import eventually
+
+from .arena import Arena
+
+pytestmark = [pytest.mark.brokers("redis"), pytest.mark.databases("postgresql"), pytest.mark.timeout(120)]
+
+
+def test_every_kind_of_child_gives_its_end_to_the_parent(arena: Arena) -> None:
+    arena.worker(concurrency=2)
+    arena.send("kinds", "kinds")
+    assert arena.result("kinds").get(timeout=90) == {
+        "chain": 4,
+        "chain of durable ones": 4,
+        "chord": 6,
+        "group": [2, 4],
+        "group in a chain": [4, 4],
+        "retried": 2,
+        "replaced": 2,
+        "by name": 8,
+        "failed": ["ChildFailed", "Declined"],
+        "failed plainly": ["ChildFailed", "Declined"],
+        "failed in a chain": ["ChildFailed", "Declined"],
+        "late": ["ChildTimeout", "NoneType"],
+    }
+    rows = arena.operations.find(limit=100)
+    arena.await_settled([row.id for row in rows])
+    # Each child ran once, though the parent was tried again and replayed often.
+    assert arena.ledger.count("work") == 8
+    assert arena.ledger.count("plain") == 7
+    assert [row.state for row in rows if row.task.endswith(".rest")] == [State.CANCELLED]
+    arena.await_empty_broker()
+    assert arena.operations.find(states=[State.SUSPENDED]) == []
+
+
+def test_what_is_not_needed_any_more_is_cancelled(arena: Arena) -> None:
+    arena.worker(concurrency=2)
+    arena.send("hurries", "hurries")
+    assert arena.result("hurries").get(timeout=60) == ["ChildCancelled", 2, "ChildCancelled"]
+    rows = {row.task.rpartition(".")[2] + row.state.value: row for row in arena.operations.find()}
+    assert sorted(rows) == ["doublecompleted", "hurriescompleted", "restcancelled"]
+
+
+def test_the_children_of_a_cancelled_parent_are_cancelled(arena: Arena) -> None:
+    worker = arena.worker(concurrency=2)
+    arena.send("patient", "patient")
+
+    def waiting() -> list[str]:
+        return [row.task.rpartition(".")[2] for row in arena.operations.find(states=[State.SUSPENDED])]
+
+    eventually(lambda: sorted(waiting()) == ["one_that_waits", "patient", "rest", "rest"], 60)
+    eventually(lambda: ".plain[" in worker.log(), 60)
+    cancel(arena.outside, "patient", "the test")
+    assert {row.state for row in arena.operations.find()} == {State.CANCELLED}
+    assert len(arena.operations.find()) == 4
+    eventually(lambda: "Tasks flagged as revoked" in worker.log(), 60)
+    assert arena.result("patient").state == "REVOKED"
+
+
+def test_a_parent_of_a_thousand(arena: Arena) -> None:
+    arena.worker(concurrency=4, durable={"durable_lease_timeout": 30})
+    arena.send("many", "many", 1000)
+    assert arena.result("many").get(timeout=100) == 999_000
+    assert arena.ledger.count("work") == 1000
+    # Sent once, and once more when all had ended.
+    assert arena.row("many").epoch == 2
+
+
+def test_children_of_children(arena: Arena) -> None:
+    arena.worker(concurrency=2)
+    arena.send("tree", "tree", 4)
+    assert arena.result("tree").get(timeout=60) == 16
+    assert arena.ledger.count("work") == 16
