@@ -193,7 +193,8 @@ def wait_for_approval(durable: DurableContext, order: Order) -> None:
 
 def wait_for_payment(durable: DurableContext, order: Order) -> None:
     """Until the customer has pressed "pay"; remind them once."""
-    paid, late = durable.promise("payment"), durable.timer(config.remind_after)
+    # In this order: the commit that makes the promise takes the timer along, before anybody can be asked.
+    late, paid = durable.timer(config.remind_after), durable.promise("payment")
     text = f"{order.reference}: {order.customer} has to pay {order.total_cents / 100:.2f} EUR"
     ask(order, "payment", text, paid.id, paid.token)
     if durable.select(paid=paid, late=late).key == "late":

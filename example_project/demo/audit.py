@@ -198,8 +198,6 @@ def _wrong_mails(order: Order, report: OrderReport, ending: Ending, evidence: Ev
     # A reminder is sent to whoever takes longer than that, counted from shortly before the question is asked.
     asked = [question for question in evidence.desk.of(order, kind="payment") if question["answered_at"] is not None]
     late = any(question["answered_at"] - question["asked_at"] > evidence.remind_after for question in asked)
-    # Somebody killed in the moment after it was asked may have taken the timer along; then it was set anew.
-    late = late and not report.kills
     wanted = {ending.mail, "reminder"} if late else {ending.mail}
     allowed = wanted | {"reminder"} if asked else wanted
     for tag, mails in report.mails.items():
