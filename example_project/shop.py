@@ -49,6 +49,10 @@ class Order:
         """Whether somebody of the shop has to look at it first."""
         return self.total_cents > APPROVAL_LIMIT
 
+    def parcel(self, item: int) -> str:
+        """The name under which the carrier knows the parcel of one item, counted from 1."""
+        return f"{self.reference}/{item}"
+
     @property
     def cannot_be_found(self) -> bool:
         """Whether the shelf turns out to be empty, although the stock says otherwise. Every tenth order has the bad

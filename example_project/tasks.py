@@ -1,12 +1,14 @@
-"""The shop's one task: fulfil an order.
+"""The shop's two tasks: fulfil an order, and send one parcel of it.
 
-It reads like any Celery task. What is special is the base class, that every step says what it would mean to run it
-again and how it is undone, and that it waits for people without a worker that waits.
+They read like any Celery task. What is special is the base class, that every step says what it would mean to run it
+again and how it is undone, and that they
+wait, for people and for each other, without a worker that waits.
 """
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from celery_durable import (
     DID_NOT_HAPPEN,
@@ -95,21 +97,21 @@ def pick_goods(order: Order) -> None:
     shop.pick(order)
 
 
-def find_parcel(_handle: StepHandle, order: Order) -> Verdict:
+def find_parcel(_handle: StepHandle, order: Order, item: int) -> Verdict:
     """What became of a booking that a crash interrupted? The carrier has no keys, but it can be asked.
 
     A request which the dead worker had already sent may reach the carrier after we asked. So give it the time
     that it may take at most, and ask then: an answer that comes too early is a guess.
     """
     time.sleep(CARRIER_SETTLES)
-    parcels = carrier.parcels(order.reference)
+    parcels = carrier.parcels(order.parcel(item))
     return Happened(parcels[0]) if parcels else DID_NOT_HAPPEN
 
 
 @step(effect=guarded(Intent.CUSTOM, on_ambiguous=find_parcel, definite=ServiceDown))
-def book_parcel(order: Order) -> Parcel:
+def book_parcel(order: Order, item: int) -> Parcel:
     """Every call is another parcel. ``ServiceDown`` is declared to mean that none was booked."""
-    return carrier.book(order.reference, order.customer)
+    return carrier.book(order.parcel(item), order.customer)
 
 
 @step(effect=MAIL)
@@ -142,19 +144,19 @@ def write_invoice(order: Order, charge_id: str, tracking: str) -> str:
     return shop.write_invoice(order, charge_id, tracking)
 
 
-# -- the task -------------------------------------------------------------------------------------------------
+# -- the tasks ------------------------------------------------------------------------------------------------
+
+#: Plain Celery: what is tried again, how often, and how soon.
+PATIENT: dict[str, Any] = {
+    "autoretry_for": (ServiceDown,),
+    "retry_backoff": True,
+    "retry_backoff_max": 4,
+    "max_retries": 50,
+}
 
 
-@app.task(
-    base=DurableTask,
-    bind=True,
-    autoretry_for=(ServiceDown,),
-    retry_backoff=True,
-    retry_backoff_max=4,
-    max_retries=50,
-    # It happens; the log needs no traceback for it.
-    throws=(OutOfStock,),
-)
+# That goods cannot be found happens; the log needs no traceback for it.
+@app.task(base=DurableTask, bind=True, throws=(OutOfStock,), **PATIENT)
 def fulfil(self: DurableTask, order_id: int) -> str:
     """Fulfil one order.
 
@@ -175,9 +177,18 @@ def fulfil(self: DurableTask, order_id: int) -> str:
         wait_for_payment(self.durable, order)
     receipt = charge(order)
     pick_goods(order)
-    parcel = book_parcel(order)
-    send_confirmation(order, parcel.tracking)
-    return write_invoice(order, receipt.charge_id, parcel.tracking)
+    # Teapots travel alone: a parcel, and a task of its own, for each item. They are done by all workers at once.
+    parcels = self.durable.gather(*(send_parcel.s(order.id, item) for item in range(1, order.quantity + 1)))
+    tracking = ", ".join(parcels)
+    send_confirmation(order, tracking)
+    return write_invoice(order, receipt.charge_id, tracking)
+
+
+@app.task(base=DurableTask, **PATIENT)
+def send_parcel(order_id: int, item: int) -> str:
+    """Send one item of an order and return the number of its parcel."""
+    order = load_order(order_id)
+    return book_parcel(order, item).tracking
 
 
 def wait_for_approval(durable: DurableContext, order: Order) -> None:

@@ -115,7 +115,7 @@ class OrderReport:
 
 def examine(evidence: Evidence) -> list[OrderReport]:
     """Judge every order."""
-    hits = Counter(id_ for kill in evidence.kills for id_ in kill.interrupted)
+    hits = Counter(id_ for kill in evidence.kills for id_ in set(kill.orders))
     return [_examine(order, evidence, hits[evidence.ids.get(order.id, "")]) for order in evidence.orders]
 
 
@@ -141,7 +141,7 @@ def _examine(order: Order, evidence: Evidence, kills: int) -> OrderReport:
         charges=len(charges),
         refunds=len(refunds),
         paid_cents=sum(e["amount_cents"] for e in charges) - sum(e["amount_cents"] for e in refunds),
-        parcels=len(evidence.carrier.of(order)),
+        parcels=sum(len(parcels) for parcels in _parcels(order, evidence)),
         mails={tag: len(evidence.mailer.of(order, tag=tag)) for tag in MAIL_STEPS},
         skipped=[row.name for row in evidence.steps.get(id_, []) if row.outcome == "skipped"],
         kills=kills,
@@ -173,14 +173,21 @@ def _wrong_money(order: Order, report: OrderReport, ending: Ending) -> list[str]
 
 def _wrong_goods(order: Order, report: OrderReport, ending: Ending, evidence: Evidence) -> list[str]:
     found = []
-    if report.parcels != ending.shipped:
-        found.append(f"has {report.parcels} parcels")
+    for item, parcels in enumerate(_parcels(order, evidence), 1):
+        if len(parcels) != ending.shipped:
+            found.append(f"has {len(parcels)} parcels for item {item}")
     if ending.shipped != (order.id in evidence.invoiced):
         found.append("has no invoice" if ending.shipped else "has an invoice")
     wanted = order.quantity if ending.shipped else 0
     if evidence.reserved.get(order.id, 0) != wanted:
         found.append(f"has {evidence.reserved.get(order.id, 0)} pieces reserved instead of {wanted}")
     return found
+
+
+def _parcels(order: Order, evidence: Evidence) -> list[list[dict[str, Any]]]:
+    """The parcels of each item."""
+    items = [order.parcel(item) for item in range(1, order.quantity + 1)]
+    return [[entry for entry in evidence.carrier.entries if entry["reference"] == item] for item in items]
 
 
 def _wrong_questions(order: Order, ending: Ending, evidence: Evidence) -> list[str]:
@@ -212,6 +219,7 @@ def problems(evidence: Evidence, reports: list[OrderReport]) -> list[str]:
     """Everything that is wrong, one sentence each; empty when all is well."""
     found = [f"{report.reference} {problem}" for report in reports for problem in report.problems]
     known = {order.reference for order in evidence.orders}
+    known |= {order.parcel(item) for order in evidence.orders for item in range(1, order.quantity + 1)}
     books = {
         "money": evidence.gateway,
         "a parcel": evidence.carrier,
@@ -219,8 +227,10 @@ def problems(evidence: Evidence, reports: list[OrderReport]) -> list[str]:
         "a question": evidence.desk,
     }
     for name, book in books.items():
-        strangers = [entry["reference"] for entry in book.entries if entry["reference"] not in known]
+        strangers = [e["reference"] for e in book.entries if e["reference"] not in known]
         found += [f"there is {name} for {reference}, which nobody ordered" for reference in strangers]
+    children = [e for e in evidence.executions.values() if e.id not in evidence.ids.values()]
+    found += [f"the parcel's task {e.id} is {e.state}" for e in children if e.state != "completed"]
     for sku, taken in sorted(evidence.taken.items()):
         reserved = sum(evidence.reserved.get(order.id, 0) for order in evidence.orders if order.sku == sku)
         if taken != reserved:

@@ -24,8 +24,9 @@ class Kill:
     #: Name of the worker.
     worker: str
     pid: int
-    #: Ids of the executions that were being run.
+    #: Ids of the executions that were being run, and to which order's execution each of them belongs.
     interrupted: tuple[str, ...] = field(default=())
+    orders: tuple[str, ...] = field(default=())
 
 
 class Chaos:
@@ -79,11 +80,13 @@ class Chaos:
         return found
 
     def _spared(self, execution: str) -> bool:
-        return self._hits[execution] >= self.ENOUGH
+        return self._hits[self.log.orders[execution]] >= self.ENOUGH
 
     def _note(self, kind: str, worker: Actor, pid: int, interrupted: dict[int, str]) -> None:
-        self.kills.append(Kill(time.time(), kind, worker.name, pid, tuple(interrupted.values())))
-        self._hits.update(interrupted.values())
+        executions = tuple(interrupted.values())
+        orders = tuple(self.log.orders[execution] for execution in executions)
+        self.kills.append(Kill(time.time(), kind, worker.name, pid, executions, orders))
+        self._hits.update(orders)
         self._dead.update(interrupted)
 
     def _kill_worker(self) -> bool:

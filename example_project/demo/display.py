@@ -113,7 +113,8 @@ class Progress:
 def describe(kill: Kill) -> str:
     """One kill, in words."""
     whom = f"{kill.worker} with all its processes" if kill.kind == "worker" else f"a pool process of {kill.worker}"
-    what = ", ".join(kill.interrupted) or "nothing"
+    pairs = zip(kill.interrupted, kill.orders, strict=True)
+    what = ", ".join(order if id_ == order else f"a parcel of {order}" for id_, order in pairs) or "nothing"
     return f"SIGKILL {whom} ({kill.pid}), in the middle of {what}"
 
 

@@ -26,11 +26,13 @@ class Event:
     kind: str
     #: Id of the execution; "" for ``child``.
     execution: str = ""
+    #: Id of the order's execution: the same one, or the one for which this one sends a parcel.
+    order: str = ""
 
 
-def write(kind: str, execution: str = "") -> None:
+def write(kind: str, execution: str = "", order: str = "") -> None:
     """Append an event. One ``write`` of a short line to a file opened for appending is not torn by others."""
-    line = json.dumps(asdict(Event(time.time(), os.getpid(), kind, execution))) + "\n"
+    line = json.dumps(asdict(Event(time.time(), os.getpid(), kind, execution, order))) + "\n"
     file = os.open(os.environ[VARIABLE], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         os.write(file, line.encode())
@@ -46,6 +48,8 @@ class EventLog:
         self.events: list[Event] = []
         #: What each pool process works on, by process id; "" while it waits.
         self.children: dict[int, str] = {}
+        #: To which order's execution each execution belongs.
+        self.orders: dict[str, str] = {}
         self._offset = 0
 
     def refresh(self) -> None:
@@ -61,6 +65,8 @@ class EventLog:
             self._offset += len(line)
             event = Event(**json.loads(line))
             self.events.append(event)
+            if event.order:
+                self.orders[event.execution] = event.order
             self.children[event.pid] = "" if event.kind == "end" else event.execution
 
     def started_again(self, execution: str, after: float) -> float | None:

@@ -38,12 +38,12 @@ def _told(task: Any, body: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @task_prerun.connect(weak=False)
-def order_started(task_id: str = "", **_: Any) -> None:
-    """A pool process began with an order."""
-    events.write("start", task_id)
+def order_started(task_id: str = "", task: Any = None, **_: Any) -> None:
+    """A pool process began with an order, or with a parcel."""
+    events.write("start", task_id, task.request.root_id or task_id)
 
 
 @task_postrun.connect(weak=False)
 def order_left(task_id: str = "", **_: Any) -> None:
-    """A pool process is done with an order, for now or for good."""
+    """A pool process is done with it, for now or for good."""
     events.write("end", task_id)

@@ -29,6 +29,11 @@ def _orders(outcome: Outcome, reports: list[OrderReport]) -> list[Line]:
     twice = sum(report.charges > 1 or report.refunds > 1 for report in reports)
     lost = sum(report.state not in ("completed", "failed") for report in reports)
     shipped = sum(report.ending == FULFILLED.name for report in reports)
+    items = sum(
+        order.quantity
+        for order, report in zip(evidence.orders, reports, strict=True)
+        if report.ending == FULFILLED.name
+    )
     parcels = len(evidence.carrier.entries)
     unsent = sum(
         not mails and MAIL_STEPS[tag] in report.skipped for report in reports for tag, mails in report.mails.items()
@@ -47,7 +52,7 @@ def _orders(outcome: Outcome, reports: list[OrderReport]) -> list[Line]:
         Line(
             "refunds", str(refunds), "the gateway's ledger", refunds == sum(r.ending == REFUNDED.name for r in reports)
         ),
-        Line("parcels", str(parcels), "the carrier's ledger", parcels == shipped),
+        Line("parcels, one for each item", str(parcels), "the carrier's ledger", parcels == items),
         Line("invoices", str(len(evidence.invoiced)), "the shop", len(evidence.invoiced) == shipped),
         Line(
             "mails, none twice",

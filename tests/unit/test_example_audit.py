@@ -18,8 +18,8 @@ from example_project.shop import Order
 ORDER = Order(1, "order-001", "Ada", "ada@example.org", "kettle", 2, 11900, pays_later=True)
 CHARGE = {"id": "ch_1", "entry": "charge", "reference": "order-001", "amount_cents": 11900}
 REFUND = {**CHARGE, "id": "re_2", "entry": "refund"}
-PARCEL = {"id": "pa_1", "reference": "order-001"}
-STRANGER = {**PARCEL, "reference": "order-9"}
+PARCEL, SECOND = {"id": "pa_1", "reference": "order-001/1"}, {"id": "pa_2", "reference": "order-001/2"}
+STRANGER = {"id": "pa_3", "reference": "order-001/3"}
 
 
 def mail(tag: str) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def skipped(*steps: str) -> dict[str, list[StepRow]]:
 
 
 def ended(state: str) -> dict[str, Execution]:
-    return {"e1": Execution("e1", state, 0, 6)}
+    return {"e1": Execution("e1", state, 0, 6), "child": Execution("child", "completed", 0, 2)}
 
 
 APPROVED, PAID_LATE = question("approval"), question("payment", seconds=5.0)
@@ -52,7 +52,7 @@ GOOD = Evidence(
     executions=ended("completed"),
     steps={},
     gateway=books(CHARGE),
-    carrier=books(PARCEL),
+    carrier=books(PARCEL, SECOND),
     mailer=books(REMINDED, CONFIRMED),
     desk=books(APPROVED, PAID_LATE),
     remind_after=2.0,
@@ -112,8 +112,13 @@ def test_all_is_well(evidence: Evidence, ending: str) -> None:
         ({"gateway": books(CHARGE, CHARGE)}, "order-001 was charged 2 times"),
         ({"gateway": books(CHARGE, REFUND)}, "order-001 was refunded 1 times"),
         ({"gateway": books({**CHARGE, "amount_cents": 1})}, "order-001 has paid 1 instead of 11900 cents"),
-        ({"carrier": books()}, "order-001 has 0 parcels"),
-        ({"carrier": books(PARCEL, PARCEL)}, "order-001 has 2 parcels"),
+        ({"carrier": books()}, "order-001 has 0 parcels for item 1"),
+        ({"carrier": books(PARCEL)}, "order-001 has 0 parcels for item 2"),
+        ({"carrier": books(PARCEL, PARCEL, SECOND)}, "order-001 has 2 parcels for item 1"),
+        (
+            {"executions": {**ended("completed"), "child": Execution("child", "running", 0, 2)}},
+            "the parcel's task child is running",
+        ),
         ({"mailer": books(REMINDED)}, "order-001 has no confirmation mail"),
         ({"mailer": books(CONFIRMED)}, "order-001 has no reminder mail"),
         ({"mailer": books(REMINDED, CONFIRMED, CONFIRMED)}, "order-001 has 2 confirmation mails"),
@@ -130,7 +135,10 @@ def test_all_is_well(evidence: Evidence, ending: str) -> None:
         ({"invoiced": set()}, "order-001 has no invoice"),
         ({"reserved": {}}, "order-001 has 0 pieces reserved instead of 2"),
         ({"taken": {"kettle": 4}}, "4 pieces of kettle left the stock, but 2 are reserved"),
-        ({"carrier": books(PARCEL, STRANGER)}, "there is a parcel for order-9, which nobody ordered"),
+        (
+            {"carrier": books(PARCEL, SECOND, STRANGER)},
+            "there is a parcel for order-001/3, which nobody ordered",
+        ),
     ],
 )
 def test_every_wrong_is_noticed(changes: dict[str, Any], problem: str) -> None:
@@ -142,7 +150,7 @@ def test_every_wrong_is_noticed(changes: dict[str, Any], problem: str) -> None:
     [
         ({"executions": ended("failed")}, "order-001 is failed"),
         ({"gateway": books(CHARGE)}, "order-001 was charged 1 times"),
-        ({"carrier": books(PARCEL)}, "order-001 has 1 parcels"),
+        ({"carrier": books(PARCEL)}, "order-001 has 1 parcels for item 1"),
         ({"mailer": books()}, "order-001 has no refusal mail"),
         ({"mailer": books(mail("refusal"), CONFIRMED)}, "order-001 has 1 confirmation mails"),
         ({"invoiced": {1}}, "order-001 has an invoice"),
@@ -160,7 +168,7 @@ def test_every_wrong_with_a_refused_order_is_noticed(changes: dict[str, Any], pr
         ({"gateway": books(CHARGE)}, "order-001 was refunded 0 times"),
         ({"gateway": books(CHARGE, REFUND, REFUND)}, "order-001 was refunded 2 times"),
         ({"gateway": books(CHARGE, {**REFUND, "amount_cents": 1})}, "order-001 has paid 11899 instead of 0 cents"),
-        ({"carrier": books(PARCEL)}, "order-001 has 1 parcels"),
+        ({"carrier": books(PARCEL)}, "order-001 has 1 parcels for item 1"),
         ({"mailer": books(REMINDED)}, "order-001 has no apology mail"),
         ({"reserved": {7: 2}, "taken": {"kettle": 2}}, "order-001 has 2 pieces reserved instead of 0"),
     ],
@@ -181,7 +189,10 @@ def test_who_pays_in_time_needs_no_reminder_and_may_have_got_one() -> None:
 
 
 def test_kills_are_counted_per_order() -> None:
-    kills = [Kill(1.0, "child", "worker1", 7, ("e1",)), Kill(2.0, "worker", "worker1", 8, ("e2", "e1"))]
+    kills = [
+        Kill(1.0, "child", "worker1", 7, ("e1",), ("e1",)),
+        Kill(2.0, "worker", "worker1", 8, ("e2", "child", "child2"), ("e2", "e1", "e1")),
+    ]
     assert [report.kills for report in examine(dataclasses.replace(GOOD, kills=kills))] == [2]
 
 

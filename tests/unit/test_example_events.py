@@ -70,3 +70,12 @@ def test_a_delivery_that_was_dropped_is_no_new_run(tmp_path: Path) -> None:
     assert log.started_again("e1", after=1.5) == 4.1
     assert log.started_again("e1", after=4.5) is None
     assert log.started_again("e2", after=0.0) is None
+
+
+def test_a_parcel_belongs_to_its_order(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "events")
+    append(
+        log.path, Event(1.0, 7, "start", "e1", "e1"), Event(2.0, 8, "start", "child", "e1"), Event(3.0, 8, "run", "e1")
+    )
+    log.refresh()
+    assert log.orders == {"e1": "e1", "child": "e1"}
