@@ -27,6 +27,7 @@ def test_all_that_a_lost_worker_had_is_done_once(arena: Arena):
     for order in ORDERS:
         held.apply_async(task_id=order)
     eventually(lambda: arena.ledger.count("body") == RUNNING)
+    arena.await_started([entry["execution"] for entry in arena.ledger.entries("body")])
     eventually(lambda: worker.log().count("received") > RUNNING)
     worker.crash()
 

@@ -81,6 +81,7 @@ def test_a_flushed_broker_loses_nothing_that_was_accepted(arena: Arena, outbox: 
         held.apply_async(task_id=order)
     eventually(lambda: arena.ledger.count("body") == BEGUN)
     begun = {entry["execution"] for entry in arena.ledger.entries("body")}
+    arena.await_started(sorted(begun))
     arena.broker.flush()
     worker.crash()
 

@@ -90,6 +90,7 @@ def test_a_take_over_keeps_an_exchange_and_a_routing_key(arena: Arena, bound: tu
     arena.client.send_task(f"{APP}.mirror", (1,), task_id="mirror-1", exchange=exchange, routing_key="the-key")
     first = arena.worker(queues=[queue])
     eventually(lambda: arena.ledger.count("mirror", execution="mirror-1") == 1)
+    arena.await_started(["mirror-1"])
     first.crash()
     second = arena.worker(queues=[queue])
     second.await_log("mirror[mirror-1] (running) is sent again")

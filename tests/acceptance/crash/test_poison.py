@@ -20,8 +20,9 @@ def test_a_poison_execution_is_quarantined_and_goes_on_once_it_is_repaired(arena
     arena.send("poison-1", "poison")
     arena.await_settled(["poison-1"])
 
-    # Its first run, and as many take-overs as are allowed.
-    assert arena.ledger.count("swallowed", execution="poison-1") == 1 + ATTEMPTS
+    # Its first run, and as many take-overs as are allowed; and one more where it died before it had a row.
+    swallowed = arena.ledger.count("swallowed", execution="poison-1")
+    assert swallowed in (1 + ATTEMPTS, 2 + ATTEMPTS)
     row = arena.row("poison-1")
     assert row.state is State.QUARANTINED
     assert row.attempts == ATTEMPTS
@@ -37,13 +38,13 @@ def test_a_poison_execution_is_quarantined_and_goes_on_once_it_is_repaired(arena
     # The worker is as good as before, and the parked one is left alone.
     arena.send("cell-1", "cell", "RERUN")
     arena.await_settled(["cell-1"])
-    assert arena.ledger.count("swallowed") == 1 + ATTEMPTS
+    assert arena.ledger.count("swallowed") == swallowed
 
     # Resumed without a repair it has a fresh count of attempts, and no more.
     arena.operations.resume("poison-1")
     arena.await_settled(["poison-1"])
     assert arena.row("poison-1").state is State.QUARANTINED
-    assert arena.ledger.count("swallowed") == 2 * (1 + ATTEMPTS)
+    assert arena.ledger.count("swallowed") == swallowed + 1 + ATTEMPTS
 
     arena.open_gate("repaired")
     arena.operations.resume("poison-1")
