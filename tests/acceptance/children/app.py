@@ -25,6 +25,14 @@ def happen(value: Any = None) -> Any:
     return value
 
 
+def undo(booked: Any) -> None:
+    """An effect that the test counts."""
+    happen()
+
+
+BOOK = StepDescriptor.idempotent("book", compensate=undo)
+
+
 class Declined(Exception):
     """What a child may raise."""
 
@@ -150,6 +158,8 @@ def kinds(self: DurableTask) -> dict[str, Any]:
         "failed": error_of(decline.s()),
         "failed plainly": error_of(decline_plainly.s()),
         "failed in a chain": error_of(chain(plain.s(1), decline_plainly.si(), double.s())),
+        "failed in a chord": error_of(chord([decline_plainly.si(), plain.s(1)], total.s())),
+        "expired": error_of(plain.s(1).set(countdown=0.3, expires=0.1)),
         "late": error_of(rest.s(3600), timeout=0.5),
     }
     if self.request.retries < 1:
@@ -166,4 +176,11 @@ def patient(self: DurableTask) -> Any:
 @app.task(base=DurableTask, bind=True)
 def one_that_waits(self: DurableTask) -> Any:
     """A child with a child."""
+    return self.durable.call(rest.s(3600))
+
+
+@app.task(base=DurableTask, bind=True)
+def undoes(self: DurableTask) -> Any:
+    """Has something to undo, and a child that takes for ever."""
+    self.durable.step(BOOK, happen)
     return self.durable.call(rest.s(3600))

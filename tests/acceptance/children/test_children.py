@@ -28,13 +28,15 @@ def test_every_kind_of_child_gives_its_end_to_the_parent(arena: Arena) -> None:
         "failed": ["ChildFailed", "Declined"],
         "failed plainly": ["ChildFailed", "Declined"],
         "failed in a chain": ["ChildFailed", "Declined"],
+        "failed in a chord": ["ChildFailed", "Declined"],
+        "expired": ["ChildCancelled", "NoneType"],
         "late": ["ChildTimeout", "NoneType"],
     }
     rows = arena.operations.find(limit=100)
     arena.await_settled([row.id for row in rows])
     # Each child ran once, though the parent was tried again and replayed often.
     assert arena.ledger.count("work") == 8
-    assert arena.ledger.count("plain") == 7
+    assert arena.ledger.count("plain") == 8
     assert [row.state for row in rows if row.task.endswith(".rest")] == [State.CANCELLED]
     arena.await_empty_broker()
     assert arena.operations.find(states=[State.SUSPENDED]) == []
@@ -62,6 +64,19 @@ def test_the_children_of_a_cancelled_parent_are_cancelled(arena: Arena) -> None:
     assert len(arena.operations.find()) == 4
     eventually(lambda: "Tasks flagged as revoked" in worker.log(), 60)
     assert arena.result("patient").state == "REVOKED"
+
+
+def test_a_parent_that_is_cancelled_undoes_what_it_did_and_its_child_is_cancelled(arena: Arena) -> None:
+    arena.worker(concurrency=2)
+    arena.send("undoes", "undoes")
+    eventually(lambda: len(arena.operations.find(states=[State.SUSPENDED])) == 2, 60)
+    cancel(arena.outside, "undoes", "the test")
+    rows = [row.id for row in arena.operations.find()]
+    arena.await_settled(rows)
+    assert len(rows) == 2
+    assert {row.state for row in arena.operations.find()} == {State.CANCELLED}
+    # Booked, and taken back.
+    assert len(arena.ledger.entries(execution="undoes")) == 2
 
 
 def test_a_parent_of_a_thousand(arena: Arena) -> None:

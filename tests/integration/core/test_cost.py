@@ -80,6 +80,11 @@ class Meter:
 
         self.job = app.task(job, base=DurableTask, bind=True, name="job", autoretry_for=(OSError,), shared=False)
         self.job.default_retry_delay = 0
+
+        def child(task: DurableTask) -> None:
+            """Does nothing."""
+
+        self.child = app.task(child, base=DurableTask, bind=True, name="child", shared=False)
         self.database = Runtime.of(app).database
         #: The transactions, each with its statements; a read stands for itself.
         self.said: list[tuple[str, ...]] = []
@@ -286,6 +291,20 @@ def test_a_resolution_costs_one_look_and_one_commit(meter: Meter):
 
     meter.cost(body)
     assert said == [("select promise",), ("select execution", "select promise", "update promise")]
+
+
+def test_children_cost_their_parent_one_commit_to_start_and_one_to_wait_for(meter: Meter):
+    def body(context: Any) -> Any:
+        return context.gather(*(meter.child.s() for _ in range(5)))
+
+    said = meter.cost(body)
+    # All go in with the entry that names them: many rows in each statement.
+    start = (*BEGIN[0], "insert promise", "insert execution", "insert payload")
+    suspend = ("update execution", "insert journal", "update promise", "select promise")
+    assert [one for one in said if "insert promise" in one] == [start]
+    assert said.count(suspend[:1] + suspend[2:]) + said.count(suspend) == 1
+    # Looked at before it leaves and when all have ended; then what they brought is read. Not once for each child.
+    assert said.count(("select promise",)) == 3
 
 
 @pytest.mark.databases("postgresql")
