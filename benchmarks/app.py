@@ -76,6 +76,7 @@ def killed(self: DurableTask) -> None:
     """Waits to be killed, and goes on with a new step where it was killed once."""
     self.durable.step("before", double, 1)
     if self.durable.attempt == 0:
+        time.sleep(0.2)  # until there is a row, in which its death is counted
         Ledger.from_env().fire("holding", execution=self.request.id)
         time.sleep(600)
     self.durable.step("after", _happen)
