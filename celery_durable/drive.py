@@ -30,19 +30,12 @@ def drive_plain(run: Run, call: StepCall) -> Outcome:
     name = call.descriptor.name
     reached("step.before_effect", run.execution_id, name)
     run.counters.called += 1
-    token = operation.set(call.handle(1))
-    failure: Exception | None = None
-    value: Any = None
+    handle = call.handle(1)
     started = time.perf_counter_ns()
-    try:
-        value = call.op(*call.args, **call.kwargs)
-    except Exception as error:
-        failure = error
-    finally:
-        operation.reset(token)
+    value, error = _operate(handle, call.op, call.args, call.kwargs)
     took = -((started - time.perf_counter_ns()) // 1000)
-    if failure is not None:
-        return failed(call, failure, 1, took, run)
+    if error is not None:
+        return failed(call, error, 1, took, run)
     reached("step.after_effect", run.execution_id, name)
     return succeeded(call, value, 1, took, run)
 
@@ -63,7 +56,7 @@ def drive(run: Run, call: StepCall, rows: list[Journaled] | None) -> Outcome:
                     run.assure_lease()
                 unstarted = None
                 run.counters.called += 1
-                answer = _operate(action.handle, call.op, call)
+                answer = _operate(action.handle, call.op, call.args, call.kwargs)
             elif isinstance(action, Flush):
                 unstarted = action.unstarted
                 run.flush()
@@ -74,7 +67,7 @@ def drive(run: Run, call: StepCall, rows: list[Journaled] | None) -> Outcome:
                 run.counters.called += 1
                 answer = transact_in(run, call, action)
             elif isinstance(action, Ask):
-                answer = _operate(action.handle, action.reconcile, call, action.handle)
+                answer = _operate(action.handle, action.reconcile, (action.handle, *call.args), call.kwargs)
             elif isinstance(action, Pause):
                 time.sleep(action.seconds)
             elif isinstance(action, Claim):
@@ -111,14 +104,15 @@ async def drive_async(run: Run, call: StepCall, rows: list[Journaled] | None) ->
                     await asyncio.to_thread(run.assure_lease)
                 unstarted = None
                 run.counters.called += 1
-                answer = await _operate_async(action.handle, call.op, call)
+                answer = await _operate_async(action.handle, call.op, call.args, call.kwargs)
             elif isinstance(action, Flush):
                 unstarted = action.unstarted
                 await asyncio.to_thread(run.flush)
                 if unstarted is not None:
                     run.check()
             elif isinstance(action, Ask):
-                answer = await _operate_async(action.handle, action.reconcile, call, action.handle)
+                args = (action.handle, *call.args)
+                answer = await _operate_async(action.handle, action.reconcile, args, call.kwargs)
             elif isinstance(action, Pause):
                 await asyncio.sleep(action.seconds)
             elif isinstance(action, Claim):
@@ -142,10 +136,12 @@ async def drive_async(run: Run, call: StepCall, rows: list[Journaled] | None) ->
 # Exceptions are handed to the rules as values: a StopIteration of an operation would end the generator.
 
 
-def _operate(handle: StepHandle, op: Callable[..., Any], call: StepCall, *first: Any) -> tuple[Any, Exception | None]:
+def _operate(
+    handle: StepHandle, op: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, Exception | None]:
     token = operation.set(handle)
     try:
-        return op(*first, *call.args, **call.kwargs), None
+        return op(*args, **kwargs), None
     except Exception as error:
         return None, error
     finally:
@@ -153,11 +149,11 @@ def _operate(handle: StepHandle, op: Callable[..., Any], call: StepCall, *first:
 
 
 async def _operate_async(
-    handle: StepHandle, op: Callable[..., Any], call: StepCall, *first: Any
+    handle: StepHandle, op: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, Exception | None]:
     token = operation.set(handle)
     try:
-        value = op(*first, *call.args, **call.kwargs)
+        value = op(*args, **kwargs)
         return (await value if inspect.isawaitable(value) else value), None
     except Exception as error:
         return None, error
