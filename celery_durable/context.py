@@ -242,7 +242,7 @@ class DurableContext(WaitingContext, CallingContext, TransactionMethods, Undoing
         if call.guard is not None and (outcome.replayed or outcome.skipped):
             counters.guarded_skipped += 1
         if call.descriptor.compensate is not None:
-            self._done(call.scope, call.position, call, outcome.value, outcome.error)
+            self._done(call, outcome.value, outcome.error)
         if outcome.error is not None:
             self._run.check()
             raise outcome.error

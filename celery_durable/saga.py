@@ -33,8 +33,6 @@ class Undo(NamedTuple):
     order: Order
     #: Which one of those that are registered at the same place.
     number: int
-    #: Of what: the step's position, or the one before which ``on_failure`` stands.
-    place: str
     descriptor: StepDescriptor
     op: Callable[..., Any]
     args: tuple[Any, ...]
@@ -89,10 +87,9 @@ class Saga:
         :param before: it stands before the step at this position, and not for it.
         """
         order = _order(scope, position, before)
-        place = f"{scope}/{position}" if scope else str(position)
         with self._lock:
             number = sum(1 for undo in self._undos if undo.order == order)
-            self._undos.append(Undo(order, number, place, descriptor, op, args, kwargs))
+            self._undos.append(Undo(order, number, descriptor, op, args, kwargs))
 
     def backwards(self) -> list[Undo]:
         """What there is to undo: the latest first, by its place in the body, whichever branch was faster."""

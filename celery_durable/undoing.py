@@ -16,10 +16,10 @@ from .faults import reached
 from .interruption import is_interruption
 from .outcome import pack_error
 from .saga import UNDO, describe_undo, result_to_undo
-from .step import StepDescriptor
 from .store.records import EntryKind, Journaled
 
 if TYPE_CHECKING:
+    from .actions import StepCall
     from .run import Run
     from .saga import Undo
     from .scope import ScopeState
@@ -72,15 +72,14 @@ class UndoingContext:
                 run.append(run.saga.mark())
                 run.flush()
 
-    def _done(self, scope: str, position: int, call: Any, value: Any, error: Exception | None = None) -> None:
+    def _done(self, call: StepCall, value: Any, error: Exception | None) -> None:
         """A step with a compensation has an outcome, now or in an earlier run."""
-        descriptor: StepDescriptor = call.descriptor
+        descriptor = call.descriptor
         assert descriptor.compensate is not None
         happened, result = result_to_undo(value, error)
         if happened:
-            place = f"{scope}/{position}" if scope else str(position)
-            undo, op = describe_undo(descriptor.compensate, descriptor.name, place)
-            self._run.saga.add(scope, position, undo, op, (result, *call.args), call.kwargs)
+            undo, op = describe_undo(descriptor.compensate, descriptor.name, call.place)
+            self._run.saga.add(call.scope, call.position, undo, op, (result, *call.args), call.kwargs)
 
     def _stop_at_the_end(self, scope: ScopeState, rows: list[Journaled] | None) -> None:
         """A body that is only replayed, to tell what there is to undo, begins nothing new.
