@@ -16,8 +16,8 @@ from sqlalchemy.engine import Connection
 from ..errors import ConfigurationError, JournalUnavailable
 from .database import Database
 from .records import PayloadKind, State, StoredPayload
-from .rows import get_payload
-from .tables import executions, new_pk, now_ms, outbox, payloads
+from .rows import get_payload, spacing
+from .tables import executions, from_now, new_pk, now_ms, outbox, payloads
 
 __all__ = [
     "Existing",
@@ -40,9 +40,6 @@ __all__ = [
 _x = executions.c
 _o = outbox.c
 
-#: Longest pause between two sends of one message, in milliseconds; see :mod:`.recovery`.
-_LONGEST_SPACING = 3_600_000
-_MOST_DOUBLINGS = 12
 #: Columns' widths. MySQL would cut what is longer.
 _LONGEST_ID = 255
 #: Keys asked for in one statement.
@@ -154,8 +151,7 @@ def row_of(pk: int, namespace: str, message: Published, lease_ms: int) -> dict[s
 
 def wakes() -> dict[str, Any]:
     """The times of such a row."""
-    wake = now_ms() + sa.bindparam("wake", type_=sa.BigInteger)
-    return {"wake_at": wake, "created_at": now_ms(), "updated_at": now_ms()}
+    return {"wake_at": from_now("wake"), "created_at": now_ms(), "updated_at": now_ms()}
 
 
 def known_ids(connection: Speaks, namespace: str, messages: Sequence[Published]) -> dict[str, Any]:
@@ -336,10 +332,8 @@ class OutboxStore:
             )
             rows = connection.execute(query).all()
             for row in rows:
-                spacing = min(self._lease_ms << min(row.sends, _MOST_DOUBLINGS), _LONGEST_SPACING)
-                connection.execute(
-                    sa.update(outbox).where(_o.pk == row.pk).values(wake_at=now_ms() + spacing, sends=_o.sends + 1)
-                )
+                again = now_ms() + spacing(self._lease_ms, row.sends)
+                connection.execute(sa.update(outbox).where(_o.pk == row.pk).values(wake_at=again, sends=_o.sends + 1))
             due = [Due(r.pk, r.id, r.task, r.sends, StoredPayload(r.codec, bytes(r.data))) for r in rows]
             return sorted(due)
 

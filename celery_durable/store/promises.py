@@ -19,7 +19,7 @@ from ..identity import child_of
 from .database import Database
 from .records import Awaited, Awaiting, Batch, NewPromise, PayloadKind, PromiseState, State, StoredPayload
 from .rows import get_payload
-from .tables import executions, now_ms, promises
+from .tables import executions, from_now, now_ms, promises
 
 __all__ = [
     "Look",
@@ -133,18 +133,13 @@ def _row(row: Any) -> PromiseRow:
 # -- inside other transactions ------------------------------------------------------------------------------------
 
 
-def _from_now(name: str) -> sa.ColumnElement[int]:
-    """So many milliseconds from now; NULL for NULL."""
-    return now_ms() + sa.bindparam(name, type_=sa.BigInteger)
-
-
 def _inserts() -> dict[str, sa.Insert]:
     """The ways to say: insert, unless it is there. It is, after a divergence: the promise was made by the body as it
     was before, and may have been given away.
     """
     computed: dict[str, Any] = {
-        "deadline": _from_now("b_deadline"),
-        "expires_at": _from_now("b_expires"),
+        "deadline": from_now("b_deadline"),
+        "expires_at": from_now("b_expires"),
         "created_at": now_ms(),
         "state": sa.literal_column(str(_PENDING)),
         **{name: sa.bindparam(f"b_{name}") for name in ("id", "pk", "name", "token_hash", "heartbeat_ms")},

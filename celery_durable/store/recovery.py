@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from .database import Database
 from .outbox import Existing, IdTaken, Published, existing, known_ids, new_pks, row_of, wakes
 from .records import Due, PayloadKind, State, StoredPayload
-from .rows import quarantine
+from .rows import quarantine, spacing
 from .tables import executions, now_ms, outbox, payloads
 
 __all__ = ["Claims", "Existing", "IdTaken", "Parked", "Published", "RecoveryStore"]
@@ -21,10 +21,6 @@ __all__ = ["Claims", "Existing", "IdTaken", "Parked", "Published", "RecoveryStor
 _x = executions.c
 _o = outbox.c
 
-#: Longest pause between two sends of one message, in milliseconds.
-_LONGEST_SPACING = 3_600_000
-#: 2 ** 12 leases are beyond it for every lease of a second or more.
-_MOST_DOUBLINGS = 12
 #: How often a race for an id is looked at anew.
 _TRIES = 8
 
@@ -87,9 +83,9 @@ class RecoveryStore:
             reasons = [Parked(r.id, r.task, quarantine(connection, r, self._max_attempts)) for r in parked]
             claimed = [r for r in rows if r not in parked]
             for row in claimed:
-                spacing = min(self._lease_ms << min(row.sends, _MOST_DOUBLINGS), _LONGEST_SPACING)
+                again = now_ms() + spacing(self._lease_ms, row.sends)
                 connection.execute(
-                    sa.update(executions).where(_x.pk == row.pk).values(wake_at=now_ms() + spacing, sends=_x.sends + 1)
+                    sa.update(executions).where(_x.pk == row.pk).values(wake_at=again, sends=_x.sends + 1)
                 )
             envelopes = self._envelopes(connection, [r.pk for r in claimed])
             # What comes next, there and in the outbox, which costs no statement of its own while it is empty.

@@ -12,9 +12,14 @@ from ..errors import LeaseLost
 from .records import PayloadKind, State, StoredPayload
 from .tables import executions, now_ms, payloads
 
-__all__ = ["get_payload", "lease_lost", "put_payload", "quarantine"]
+__all__ = ["get_payload", "lease_lost", "put_payload", "quarantine", "spacing"]
 
 _x = executions.c
+
+#: Longest pause between two sends of one message, in milliseconds.
+_LONGEST_SPACING = 3_600_000
+#: 2 ** 12 leases are beyond it for every lease of a second or more.
+_MOST_DOUBLINGS = 12
 
 
 def _upserts() -> dict[str, sa.Insert]:
@@ -68,6 +73,14 @@ def quarantine(connection: Connection, row: Any, max_attempts: int) -> str:
     )
     put_payload(connection, row.pk, PayloadKind.REASON, StoredPayload(0, reason.encode()))
     return reason
+
+
+def spacing(lease_ms: int, sends: int) -> int:
+    """How long after a send a message may be sent once more: a lease, doubled with every send before it.
+
+    :returns: milliseconds.
+    """
+    return min(lease_ms << min(sends, _MOST_DOUBLINGS), _LONGEST_SPACING)
 
 
 def lease_lost(row: Any) -> LeaseLost:

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from .records import State
-from .tables import executions, now_ms, payloads
+from .tables import executions, from_now, now_ms, payloads
 
 __all__ = [
     "BY_ID",
@@ -37,11 +37,6 @@ BY_PK = sa.select(executions, now_ms().label("now")).where(_x.pk == sa.bindparam
 KNOWN = sa.select(_x.pk).where(_x.namespace == sa.bindparam("namespace"), _x.id == sa.bindparam("id"))
 
 
-def _from_now(name: str) -> sa.ColumnElement[int]:
-    """So many milliseconds from now; NULL for NULL."""
-    return now_ms() + sa.bindparam(name, type_=sa.BigInteger)
-
-
 def _constant(value: int | str) -> sa.ColumnElement[Any]:
     """A value in the text of the statement: one parameter less to send."""
     return sa.literal_column(repr(value))
@@ -58,8 +53,8 @@ def new_values(*columns: str, leased: bool = True) -> dict[str, Any]:
     :param leased: False for one that has let go of its lease already.
     """
     return {
-        "lease_until": _from_now("b_lease") if leased else _constant(0),
-        "wake_at": _from_now("b_wake"),
+        "lease_until": from_now("b_lease") if leased else _constant(0),
+        "wake_at": from_now("b_wake"),
         "created_at": now_ms(),
         "updated_at": now_ms(),
         "state": _constant(State.RUNNING.value),
@@ -79,7 +74,7 @@ FENCE_CANCELLED = (
         _x.pk == sa.bindparam("b_pk"), _x.epoch == sa.bindparam("b_epoch"), _x.state == _constant(State.RUNNING.value)
     )
     .values(
-        lease_until=now_ms() + sa.bindparam("b_lease", type_=sa.BigInteger),
+        lease_until=from_now("b_lease"),
         steps=_x.steps + sa.bindparam("b_steps", type_=sa.Integer),
         updated_at=now_ms(),
     )
@@ -95,8 +90,8 @@ def grant(*columns: str) -> sa.Update:
         sa.update(executions)
         .where(_x.pk == sa.bindparam("b_pk"))
         .values(
-            lease_until=_from_now("b_lease"),
-            wake_at=_from_now("b_wake"),
+            lease_until=from_now("b_lease"),
+            wake_at=from_now("b_wake"),
             updated_at=now_ms(),
             **{name: sa.bindparam(f"b_{name}") for name in columns},
         )
@@ -109,7 +104,7 @@ def let_go(*columns: str, waits: bool = False) -> sa.Update:
 
     :param waits: it goes on by itself, and at once where its cancellation was asked for.
     """
-    wake: sa.ColumnElement[Any] = _from_now("b_wake")
+    wake: sa.ColumnElement[Any] = from_now("b_wake")
     if waits:
         wake = sa.case((_x.cancel_at.is_not(None), now_ms()), else_=wake)
     return (

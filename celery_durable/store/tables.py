@@ -17,6 +17,7 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     Column,
+    ColumnElement,
     Index,
     Integer,
     LargeBinary,
@@ -25,6 +26,7 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    bindparam,
 )
 from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.compiler import compiles
@@ -32,6 +34,7 @@ from sqlalchemy.sql.functions import GenericFunction
 
 __all__ = [
     "executions",
+    "from_now",
     "guards",
     "journal",
     "metadata",
@@ -254,6 +257,11 @@ def _now_mysql(element: Any, compiler: Any, **kw: Any) -> str:
     # Not UNIX_TIMESTAMP(NOW()): that goes through the session's time zone and repeats an hour each autumn.
     # SYSDATE-like exactness inside one statement is not needed: our transactions are a few statements long.
     return "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6)) DIV 1000)"
+
+
+def from_now(name: str) -> ColumnElement[int]:
+    """So many milliseconds from now, by the parameter of this name; NULL for NULL."""
+    return now_ms() + bindparam(name, type_=BigInteger)
 
 
 def new_pk() -> int:
