@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +11,7 @@ from ..store.promises import PromiseRow, Settlement
 from ..store.records import Execution, PromiseState, State, StoredPayload
 from .base import Desk, DurableCommand, json_option, open_desk, say, write_json
 from .rendering import console_of, iso, moment, print_table
-from .values import DoesNotFit, class_of, type_name, typed
+from .values import DoesNotFit, class_of, given, type_name, typed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -107,8 +106,7 @@ def resolve_promise(
     """Keep a promise: the execution that waits for it goes on."""
     desk = open_desk(ctx)
     target = _target(desk, promise_id, token, force)
-    given = _value(value, as_type)
-    payload = StoredPayload(*desk.runtime.codec.encode(given, f"the value of promise {promise_id}"))
+    payload = StoredPayload(*desk.runtime.codec.encode(_value(value, as_type), f"the value of promise {promise_id}"))
     _settle(desk, promise_id, target, PromiseState.RESOLVED, payload, as_json)
 
 
@@ -155,12 +153,7 @@ def _settle(
 
 
 def _value(text: str, as_type: str | None) -> Any:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise click.UsageError(
-            f"--value is not JSON: {error}. Text needs its quotes: --value '\"text\"'; no value is: --value null"
-        ) from None
+    value = given(text)
     if as_type is None or as_type == "json":
         return value
     annotation = class_of(as_type)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import json
 import os
 import re
 import socket
@@ -15,7 +14,7 @@ import click
 from ..errors import AmbiguousEffect
 from ..store.records import Doubt, EntryKind, Execution, PayloadKind, State, StoredPayload
 from .base import Desk, DurableCommand, command_line, json_option, open_desk, say, write_json
-from .values import DoesNotFit, class_of, type_name, typed
+from .values import DoesNotFit, class_of, given, type_name, typed
 
 __all__ = ["resolve", "resume"]
 
@@ -138,12 +137,7 @@ def _who() -> str:
 
 def _value(desk: Desk, row: Execution, doubt: Doubt, text: str, as_type: str | None) -> tuple[StoredPayload, str]:
     """The value that the body is to get, encoded, and what to call it."""
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise click.UsageError(
-            f"--value is not JSON: {error}. Text needs its quotes: --value '\"text\"'; no value is: --value null"
-        ) from None
+    value = given(text)
     annotation = _annotation(desk, row, doubt, as_type)
     name = "plain JSON" if annotation is Any else type_name(annotation)
     try:

@@ -12,6 +12,7 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
+import json
 import types
 import typing
 import uuid
@@ -24,7 +25,7 @@ from ..codec import preview
 from ..codec.models import is_model
 from ..codec.records import is_namedtuple
 
-__all__ = ["DoesNotFit", "class_of", "plain", "type_name", "typed"]
+__all__ = ["DoesNotFit", "class_of", "given", "plain", "type_name", "typed"]
 
 
 class DoesNotFit(ValueError):
@@ -90,6 +91,19 @@ def class_of(reference: str) -> Any:
         return find(reference)
     except LookupFailed as error:
         raise click.UsageError(f"--as {reference}: {error}") from None
+
+
+def given(text: str) -> Any:
+    """What a person gave as ``--value JSON``.
+
+    :raises UsageError: where it is no JSON.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise click.UsageError(
+            f"--value is not JSON: {error}. Text needs its quotes: --value '\"text\"'; no value is: --value null"
+        ) from None
 
 
 def typed(value: Any, annotation: Any, path: str = "value") -> Any:
