@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 import urllib.request
 
@@ -12,6 +11,7 @@ from .audit import Books
 from .display import Snapshot
 from .journal import Execution, Journal
 from .stage import SERVICES
+from .watch import Watch
 
 
 def read_books(url: str) -> Books:
@@ -21,7 +21,7 @@ def read_books(url: str) -> Books:
     return Books(found["entries"], found["requests"])
 
 
-class Observer(threading.Thread):
+class Observer(Watch):
     """Keeps a snapshot fresh until it is stopped."""
 
     #: Seconds between two looks at the ledgers.
@@ -30,28 +30,11 @@ class Observer(threading.Thread):
     JOURNAL_INTERVAL = 3.0
 
     def __init__(self, shop: Shop, journal: Journal, urls: dict[str, str], ids: dict[int, str], orders: int) -> None:
-        super().__init__(name="observer", daemon=True)
+        super().__init__("observer")
         self.snapshot = Snapshot(orders)
         self.executions: dict[str, Execution] = {}
-        #: What went wrong in this thread; the director raises it.
-        self.error: Exception | None = None
         self._shop, self._journal, self._urls, self._ids = shop, journal, urls, ids
-        self._halt = threading.Event()
         self._journal_read = time.monotonic()
-
-    def run(self) -> None:
-        """Look, until told to stop."""
-        while not self._halt.wait(self.INTERVAL):
-            try:
-                self._look()
-            except Exception as error:
-                self.error = error
-                return
-
-    def stop(self) -> None:
-        """Stop looking."""
-        self._halt.set()
-        self.join(timeout=60)
 
     @property
     def done(self) -> bool:

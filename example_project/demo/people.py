@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from html.parser import HTMLParser
+
+from .watch import Watch
 
 
 class Forms(HTMLParser):
@@ -27,7 +28,7 @@ class Forms(HTMLParser):
             self.found[-1][attributes["name"]] = attributes["value"]
 
 
-class People(threading.Thread):
+class People(Watch):
     """Answer every question on the page after a while: the owner approves or refuses, customers pay.
 
     :param url: of the front desk.
@@ -42,28 +43,10 @@ class People(threading.Thread):
     REFUSED, LATE = 4, 2
 
     def __init__(self, url: str, remind_after: float) -> None:
-        super().__init__(name="people", daemon=True)
-        #: What went wrong in this thread; the director raises it.
-        self.error: Exception | None = None
+        super().__init__("people")
         self._url = url
         self._remind_after = remind_after
         self._seen: dict[str, float] = {}
-        self._halt = threading.Event()
-
-    def run(self) -> None:
-        """Look at the page and answer, until told to stop."""
-        while not self._halt.wait(self.INTERVAL):
-            try:
-                self._look()
-            except Exception as error:
-                self.error = error
-                return
-
-    def stop(self) -> None:
-        """Stop answering."""
-        self._halt.set()
-        if self.is_alive():
-            self.join(timeout=60)
 
     def _look(self) -> None:
         with urllib.request.urlopen(self._url, timeout=15) as reply:
