@@ -17,11 +17,35 @@ from celery_durable.store.tables import executions, journal, promises
 
 from .lab import Lab
 
-__all__ = ["Delivery", "Left", "elapse"]
+__all__ = ["Delivery", "Left", "elapse", "hand_over"]
 
 
 class Left(Exception):
     """The body was left; the text is the state in which the execution is now."""
+
+
+def hand_over(task: Any, id: str, *args: Any, **request: Any) -> Any:  # noqa: A002
+    """Call a task as a worker does with a message.
+
+    :param request: more of what the message says.
+    """
+    task.push_request(
+        id=id,
+        task=task.name,
+        args=args,
+        kwargs={},
+        retries=0,
+        is_eager=False,
+        called_directly=False,
+        delivery_info={"exchange": "", "routing_key": "celery"},
+        properties={},
+        hostname="test",
+        **request,
+    )
+    try:
+        return task(*args)
+    finally:
+        task.pop_request()
 
 
 class Delivery:
@@ -35,26 +59,11 @@ class Delivery:
 
         :raises Left: when it was left, or its message was dropped.
         """
-        task = self.lab.job
         self.lab._body = body
-        task.push_request(
-            id=id,
-            task=task.name,
-            args=args,
-            kwargs={},
-            retries=0,
-            is_eager=False,
-            called_directly=False,
-            delivery_info={"exchange": "", "routing_key": "celery"},
-            properties={},
-            hostname="test",
-        )
         try:
-            return task(*args)
+            return hand_over(self.lab.job, id, *args)
         except Ignore:
             raise Left(str(self.lab.state(id))) from None
-        finally:
-            task.pop_request()
 
     def suspends(self, body: Callable[..., Any], *args: Any, id: str = "one") -> None:  # noqa: A002
         """Deliver a message whose body comes to a wait."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,7 @@ from celery_durable.store.children import kept_by
 from celery_durable.store.records import Looked, PromiseState, StoredPayload
 from celery_durable.store.retention import RetentionStore
 from celery_durable.store.tables import executions, outbox, promises
-from tests.support.delivery import Delivery, Left
+from tests.support.delivery import Delivery, Left, hand_over
 from tests.support.lab import Crash, Lab, everywhere, quiet_heartbeat
 
 
@@ -69,26 +70,9 @@ class Family:
 
     def run(self, task: Any, child: str) -> None:
         """Deliver a durable child's message."""
-        task.push_request(
-            id=child,
-            task=task.name,
-            args=(),
-            kwargs={},
-            retries=0,
-            is_eager=False,
-            called_directly=False,
-            delivery_info={"exchange": "", "routing_key": "celery"},
-            properties={},
-            hostname="test",
-            headers={CHILD_HEADER: kept_by(child)},
-            **{CHILD_HEADER: kept_by(child)},
-        )
-        try:
-            task()
-        except (Ignore, ValueError):
-            pass
-        finally:
-            task.pop_request()
+        header = {CHILD_HEADER: kept_by(child)}
+        with contextlib.suppress(Ignore, ValueError):
+            hand_over(task, child, headers=header, **header)
 
     def settle(self, child: str, value: Any = None, error: Exception | None = None) -> None:
         """The end of a plain child."""
