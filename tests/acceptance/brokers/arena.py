@@ -8,9 +8,9 @@ from typing import Any
 from celery import Celery
 
 from celery_durable import DurableTask
-from celery_durable.runtime import Runtime
 from tests.acceptance.crash.arena import LEASE
 from tests.acceptance.crash.arena import Arena as CrashArena
+from tests.acceptance.outside import let_go
 from tests.support.wait import eventually
 
 __all__ = ["APP", "LEASE", "Arena"]
@@ -40,10 +40,7 @@ class Arena(CrashArena):
 
     def close(self) -> None:
         for app in self._publishers:
-            runtime = Runtime.known(app)
-            if runtime is not None:
-                runtime.close()
-            app.close()
+            let_go(app)
         super().close()
 
     def await_bodies(self, executions: Sequence[str], times: int = 1) -> None:

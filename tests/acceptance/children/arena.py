@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from celery import Celery
-
 from celery_durable.identity import child_id, child_of
-from celery_durable.runtime import Runtime
 from tests.acceptance.crash.arena import LEASE
-from tests.acceptance.crash.arena import Arena as CrashArena
+from tests.acceptance.outside import OutsideArena
 
 __all__ = ["APP", "LEASE", "Arena"]
 
 APP = "tests.acceptance.children.app"
 
 
-class Arena(CrashArena):
+class Arena(OutsideArena):
     """Parents and children."""
 
     app = APP
     namespace = "children"
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.outside = Celery("children", set_as_current=False)
-        self.outside.conf.update({**self.broker.conf, **self.database.conf})
-
-    def close(self) -> None:
-        if (runtime := Runtime.known(self.outside)) is not None:
-            runtime.close()
-        self.outside.close()
-        super().close()
 
     def promise(self, parent: str, task: str, number: int = 0) -> str:
         """The promise that a child of a body keeps."""

@@ -9,13 +9,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from celery import Celery
-
 import celery_durable
 from celery_durable.faults import FAULT_VARIABLE
-from celery_durable.runtime import Runtime
 from tests.acceptance.crash.arena import LEASE
-from tests.acceptance.crash.arena import Arena as CrashArena
+from tests.acceptance.outside import OutsideArena
 from tests.support.conf import conf_env
 from tests.support.wait import eventually
 from tests.support.worker import ROOT
@@ -25,22 +22,11 @@ __all__ = ["APP", "LEASE", "Arena"]
 APP = "tests.acceptance.waits.app"
 
 
-class Arena(CrashArena):
+class Arena(OutsideArena):
     """Waits, and promises to be kept."""
 
     app = APP
     namespace = "waits"
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.outside = Celery("waits", set_as_current=False)
-        self.outside.conf.update({**self.broker.conf, **self.database.conf})
-
-    def close(self) -> None:
-        if (runtime := Runtime.known(self.outside)) is not None:
-            runtime.close()
-        self.outside.close()
-        super().close()
 
     def asked(self, execution: str) -> tuple[str, str]:
         """Id and token of the promise that an execution has given away, once it has."""
