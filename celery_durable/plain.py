@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from .actions import StepCall
 from .calls import Call
-from .context import DurableContext, fingerprint_for, naming
+from .context import DurableContext
 from .current import Active, active, operation
 from .errors import ConfigurationError, JournalUnavailable
 from .logger import DurableLogger
+from .naming import fingerprint_for, naming
 from .parallel import Parallel
 from .promise import Promise, Timer
 from .replay import ReplayCursor
