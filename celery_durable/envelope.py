@@ -6,6 +6,7 @@ and a process that does not know the task can send it.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -154,6 +155,10 @@ def build(
     :param body: content type, encoding and data.
     """
     content_type, encoding, data = body
+    if type(data) is bytes and encoding == "utf-8":
+        # What is text is stored as text: that costs a tenth of what bytes cost, and an operator can read it.
+        with contextlib.suppress(UnicodeDecodeError):
+            data = data.decode()
     return {
         "headers": {k: v for k, v in headers.items() if k not in _FOREIGN},
         "properties": properties,

@@ -83,6 +83,10 @@ class Session:
         self.driving = False
         self.owner = self.runtime.new_owner()
         self.ending = Ending(self)
+        headers = request.headers
+        if headers and headers.pop(envelopes.RAW_KEY, None) is not None and not headers:
+            # Celery takes what it does not know for headers of the user, and sends those on with every retry.
+            request.headers = None
 
     # -- opening --------------------------------------------------------------------------------------------
 

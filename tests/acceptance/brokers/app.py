@@ -102,7 +102,8 @@ def mirror(self: DurableTask, *args: Any, **kwargs: Any) -> int:
     """Tells what its message looks like."""
     request = self.request
     seen = {name: repr(getattr(request, name, None)) for name in SEEN}
-    seen["headers"] = repr({k: v for k, v in (request.headers or {}).items() if not k.startswith("durable_")})
+    # What recovery sends again names the execution's row.
+    seen["headers"] = repr({k: v for k, v in (request.headers or {}).items() if k != "durable_pk"})
     info = request.delivery_info or {}
     properties = request.properties or {}
     seen |= {
