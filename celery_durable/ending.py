@@ -50,7 +50,7 @@ class Ending:
         self._runtime = session.runtime
 
     def finish(self, run: Run, state: State, outcome: StoredPayload | None, *, dispatched: bool = False) -> None:
-        told = dispatched or self._session.eager
+        told = dispatched or self._session.eager or (state is State.COMPLETED and self._session.tells_nobody())
         child = self._child_end(state, outcome)
         reached("task.before_outcome", run.execution_id)
         if child is not None:

@@ -23,10 +23,11 @@ import dataclasses
 import inspect
 import logging
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from celery import states
+from celery import Task, states
 from celery.exceptions import Ignore
+from celery.signals import task_success
 
 from . import envelope as envelopes
 from .children import Children
@@ -59,9 +60,6 @@ from .run import Run
 from .runtime import Returning, Runtime
 from .store.records import Batch, Closed, Opened, OpenRequest, Refusal, Refused, State, StoredPayload
 from .undoing import undo
-
-if TYPE_CHECKING:
-    from celery import Task
 
 __all__ = ["Session", "current_session"]
 
@@ -181,6 +179,20 @@ class Session:
         request = self.request
         callbacks = any(getattr(request, name, None) for name in ("callbacks", "errbacks", "chain", "chord"))
         self.runtime.returning[request.id] = Returning(pk, callbacks)
+
+    def tells_nobody(self) -> bool:
+        """Whether nothing follows from the body's value: no result, callback, chain or chord, nor a hook of its task.
+
+        Then the execution is over with its last commit, and whether Celery has heard of it makes no difference.
+        """
+        request, task = self.request, type(self.task)
+        return bool(
+            (request.ignore_result or self.task.ignore_result)
+            and not (request.callbacks or request.chain or request.chord or request.group)
+            and task.on_success is Task.on_success
+            and task.after_return is Task.after_return
+            and not task_success.receivers
+        )
 
     def _celery_knows(self, state: State) -> bool:
         """Whether the result backend has this outcome: Celery stores it after it has sent the callbacks.
