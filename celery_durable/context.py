@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import functools
 import inspect
 import random
 import uuid
@@ -315,7 +316,7 @@ class DurableContext(WaitingContext, CallingContext, TransactionMethods, Undoing
         if isinstance(what, StepDescriptor):
             descriptor = what
         elif isinstance(what, str):
-            descriptor = StepDescriptor(what)
+            descriptor = _named(what)
         else:
             raise ConfigurationError(f"step() takes a name or a StepDescriptor first, not {what!r}.")
         if not callable(op):
@@ -377,6 +378,12 @@ class DurableContext(WaitingContext, CallingContext, TransactionMethods, Undoing
     def _fold(self) -> None:
         self._run.flush()
         fold_prefix(self._run)
+
+
+@functools.lru_cache(maxsize=1024)
+def _named(name: str) -> StepDescriptor:
+    """The descriptor of a step that is only named: the same few come in every run."""
+    return StepDescriptor(name)
 
 
 _NOW = StepDescriptor("durable.now")
