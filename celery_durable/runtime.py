@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import os
@@ -80,12 +81,20 @@ class Runtime:
             # In a pool process the parent is the worker. Anywhere else nobody listens there.
             lifeline=Lifeline(address_of(os.getppid()), owner_prefix()),
         )
-        #: The broker says of a message whether it was delivered before, and delivers again what nobody acknowledged.
-        self.trusts_broker = app.connection_for_read().transport.driver_type in _TRUSTED
+        self._app = weakref.ref(app)
         #: task id -> outcome that is on its way to Celery.
         self.returning: dict[str, Returning] = {}
         #: Runs that went on without durability (``durable_on_unavailable = "degrade"``).
         self.degraded_runs = 0
+
+    @functools.cached_property
+    def trusts_broker(self) -> bool:
+        """The broker says of a message whether it was delivered before, and delivers again what nobody acknowledged.
+
+        Only who receives messages asks; a process that publishes makes no second connection for it.
+        """
+        app = self._app()
+        return app is not None and app.connection_for_read().transport.driver_type in _TRUSTED
 
     def ownership_over(self, database: Database) -> Ownership:
         settings = self.settings
