@@ -67,9 +67,10 @@ def settle(
         bound |= _message(envelope)
     if payload is not None:
         bound |= {"p_kind": int(kind), "p_codec": payload.codec, "p_data": payload.data}
-    make = _settle if batch.birth is None else _begin_and_settle
     parts = bool(batch.entries), envelope is not None, payload is not None
-    return direct.says(make(columns, waits, *parts), bound)
+    if batch.birth is None:
+        return direct.says(_settle(columns, waits, *parts), bound)
+    return direct.says(_begin_and_settle(columns, *parts), bound)
 
 
 def open_new(direct: Direct, row: dict[str, Any], envelope: StoredPayload) -> bool:
@@ -99,7 +100,7 @@ def _settle(
 
 @functools.cache
 def _begin_and_settle(
-    columns: tuple[str, ...], waits: bool, with_entries: bool, with_envelope: bool, with_payload: bool
+    columns: tuple[str, ...], with_entries: bool, with_envelope: bool, with_payload: bool
 ) -> sa.Select[Any]:
     return _under(insert_unless_known(*columns, leased=False), with_entries, with_envelope, with_payload)
 
