@@ -12,8 +12,7 @@ from .actions import EFFECT_CODE
 from .codec import Codec
 from .control import Cancelled, Park
 from .errors import DurableError, GuardConflict, JournalUnavailable, LeaseLost, StepLimitExceeded
-from .prior import Prior
-from .replay import Recorded
+from .generations import EarlierGenerations
 from .saga import Saga
 from .store.journal import Journal
 from .store.records import Batch, Entry, EntryKind, Fence, GuardHolder, Journaled, NewPromise, Opened, StoredPayload
@@ -66,7 +65,7 @@ class PendingError(NamedTuple):
     doubt: str | None
 
 
-class Run:
+class Run(EarlierGenerations):
     """What the rules of a step need from the execution around it; see :class:`~.protocol.Surroundings`."""
 
     def __init__(
@@ -106,7 +105,6 @@ class Run:
         self._promises = promises
         #: What the database's clock said, and ``time.monotonic()`` then.
         self._clock: tuple[int, float] | None = None
-        self._earlier: dict[str, dict[str, Any]] | None = None
         #: What is to be undone if the body fails.
         self.saga = Saga()
         self.saga.undoing = opened.cancelling
@@ -117,7 +115,6 @@ class Run:
         #: Starts child tasks. None where there is no journal.
         self.children = children
         self._degrade = degrade
-        self._prior: Prior | None = None
         self._lock = threading.Lock()
         self._steps = 0
 
@@ -278,41 +275,6 @@ class Run:
     def must_park(self, error: GuardConflict) -> None:
         self.stuck(Park(error.message))
 
-    # -- guarded steps of earlier generations ---------------------------------------------------------------
-
-    @property
-    def prior(self) -> Prior:
-        """Read once, and only where there are earlier generations."""
-        with self._lock:
-            if self._prior is None:
-                rows: Sequence[Journaled] = ()
-                if self.generation > self.opened.base_generation:
-                    rows = self._guarded()
-                self._prior = Prior(rows, self.generation)
-            return self._prior
-
-    def _guarded(self) -> Sequence[Journaled]:
-        try:
-            return self._journal.guarded(self.fence.pk, self.opened.base_generation, self.generation)
-        except JournalUnavailable as error:
-            raise self.stuck(error) from None
-
-    def earlier(self, call: StepCall) -> tuple[int, Recorded, Journaled] | None:
-        return self.prior.claim(call.key, call.descriptor.name, call.fingerprint)
-
-    def conflicting(self, call: StepCall) -> tuple[int, Recorded, Journaled] | None:
-        for generation, recorded, first in self.prior.unclaimed(call.descriptor.name):
-            # Two operations that the application has named differently are two.
-            if not (call.named is not None and self._was_named(first)):
-                return generation, recorded, first
-        return None
-
-    def _was_named(self, first: Journaled) -> bool:
-        if first.kind != EntryKind.INTENT or first.codec is None or first.payload is None:
-            return False
-        intent = self.decode(StoredPayload(first.codec, first.payload), f"the intent of step {first.name!r}")
-        return bool(intent["named"])
-
     # -- reading and limits ---------------------------------------------------------------------------------
 
     def load(self, scope: str, position: int, rows: int) -> Sequence[Journaled]:
@@ -349,32 +311,6 @@ class Run:
             self._promises.restore(self.fence.pk, promises)
         except JournalUnavailable as error:
             raise self.stuck(error) from None
-
-    def earlier_promises(self) -> dict[str, dict[str, Any]]:
-        """What earlier generations keep of the promises that they made: those may have been given away."""
-        if self._earlier is None:
-            first, last = self.opened.base_generation, self.generation - 1
-            try:
-                rows = self._journal.of_kind(EntryKind.PROMISE, self.fence.pk, first, last) if first <= last else []
-            except JournalUnavailable as error:
-                raise self.stuck(error) from None
-            where = "the token of an earlier promise"
-            kept = [self.decode(StoredPayload(r.codec, r.payload), where) for r in rows if r.codec and r.payload]
-            self._earlier = {one["id"]: one for one in kept}
-        return self._earlier
-
-    def earlier_children(self) -> dict[str, dict[str, Any]]:
-        """What earlier generations keep of the child tasks that they started, by their ids."""
-        first, last = self.opened.base_generation, self.generation - 1
-        if first > last:
-            return {}
-        try:
-            rows = self._journal.of_kind(EntryKind.CALL, self.fence.pk, first, last)
-        except JournalUnavailable as error:
-            raise self.stuck(error) from None
-        where = "what is kept of earlier child tasks"
-        kept = [self.decode(StoredPayload(r.codec, r.payload), where) for r in rows if r.codec and r.payload]
-        return {one["id"]: one for several in kept for one in several}
 
     # -- folding --------------------------------------------------------------------------------------------
 
