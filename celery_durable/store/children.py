@@ -14,8 +14,9 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from .new_promises import insert_all
 from .outbox import Published, Unsent, put
-from .promises import Waking, insert_all, settle_promise
+from .promises import Waking, settle_promise
 from .records import Batch, NewPromise, PromiseState, StoredPayload
 from .tables import executions, promises
 

@@ -14,7 +14,7 @@ from .birth import insert_new, new_row
 from .children import insert_children
 from .database import Database
 from .direct import Direct
-from .promises import insert_promises
+from .new_promises import insert_promises
 from .records import (
     Batch,
     Birth,

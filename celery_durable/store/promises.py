@@ -8,18 +8,18 @@ before the execution is suspended, which then sees it, or after, and wakes it.
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from ..identity import child_of
 from .database import Database
-from .records import Awaited, Awaiting, Batch, NewPromise, PayloadKind, PromiseState, State, StoredPayload
+from .new_promises import insert_all
+from .records import Awaited, Awaiting, NewPromise, PayloadKind, PromiseState, State, StoredPayload
 from .rows import get_payload
-from .tables import executions, from_now, now_ms, promises
+from .tables import executions, now_ms, promises
 
 __all__ = [
     "Look",
@@ -29,8 +29,6 @@ __all__ = [
     "Target",
     "Waking",
     "await_promises",
-    "insert_all",
-    "insert_promises",
     "settle_promise",
 ]
 
@@ -131,52 +129,6 @@ def _row(row: Any) -> PromiseRow:
 
 
 # -- inside other transactions ------------------------------------------------------------------------------------
-
-
-def _inserts() -> dict[str, sa.Insert]:
-    """The ways to say: insert, unless it is there. It is, after a divergence: the promise was made by the body as it
-    was before, and may have been given away.
-    """
-    computed: dict[str, Any] = {
-        "deadline": from_now("b_deadline"),
-        "expires_at": from_now("b_expires"),
-        "created_at": now_ms(),
-        "state": sa.literal_column(str(_PENDING)),
-        **{name: sa.bindparam(f"b_{name}") for name in ("id", "pk", "name", "token_hash", "heartbeat_ms")},
-    }
-    lite, post = (d.insert(promises).values(computed).on_conflict_do_nothing() for d in (sqlite, postgresql))
-    my = mysql.insert(promises).values(computed)
-    ours = my.on_duplicate_key_update(name=my.inserted.name)
-    return {"sqlite": lite, "postgresql": post, "mysql": ours, "mariadb": ours}
-
-
-_INSERT = _inserts()
-
-
-def insert_promises(connection: Connection, batches: Iterable[Batch]) -> None:
-    """Make the promises that come with journal entries; the caller holds the fence."""
-    insert_all(
-        connection, [(batch.fence.pk, entry.promise) for batch in batches for entry in batch.entries if entry.promise]
-    )
-
-
-def insert_all(connection: Connection, made: Sequence[tuple[int, NewPromise]]) -> None:
-    """Make promises, each for the execution with this key."""
-    if made:
-        connection.execute(_INSERT[connection.dialect.name], [_bound(pk, promise) for pk, promise in made])
-
-
-def _bound(pk: int, promise: NewPromise) -> dict[str, Any]:
-    patience = [ms for ms in (promise.timeout_ms, promise.heartbeat_ms) if ms is not None]
-    return {
-        "b_id": promise.id,
-        "b_pk": pk,
-        "b_name": promise.name,
-        "b_token_hash": promise.token_hash,
-        "b_heartbeat_ms": promise.heartbeat_ms,
-        "b_deadline": min(patience, default=None),
-        "b_expires": promise.timeout_ms,
-    }
 
 
 def await_promises(connection: Connection, pk: int, epoch: int, awaiting: Awaiting) -> bool:
