@@ -11,12 +11,12 @@ from typing import Any, NamedTuple, Protocol
 
 from .codec import preview
 from .current import StepHandle
-from .effects import Effect, Guard
+from .effects import Guard
 from .errors import GuardConflict
 from .identity import idempotency_key
-from .replay import Recorded
+from .replay import EFFECT_OF_CODE, Recorded
 from .step import StepDescriptor
-from .store.records import EffectCode, Entry, EntryKind, GuardHolder, Journaled, StoredPayload
+from .store.records import Entry, EntryKind, GuardHolder, Journaled, StoredPayload
 
 __all__ = [
     "EFFECT_CODE",
@@ -33,12 +33,7 @@ __all__ = [
     "Wait",
 ]
 
-EFFECT_CODE = {
-    Effect.IDEMPOTENT: EffectCode.IDEMPOTENT,
-    Effect.AT_LEAST_ONCE: EffectCode.AT_LEAST_ONCE,
-    Effect.EXACTLY_ONCE_GUARDED: EffectCode.EXACTLY_ONCE_GUARDED,
-    Effect.TRANSACTIONAL: EffectCode.TRANSACTIONAL,
-}
+EFFECT_CODE = {effect: code for code, effect in EFFECT_OF_CODE.items()}
 
 
 class Flush(NamedTuple):

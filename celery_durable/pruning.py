@@ -10,8 +10,8 @@ from typing import Final, TypeVar
 
 from .errors import JournalUnavailable
 from .retention import Limit, Rules, Verdict
-from .store.records import Looked, State
-from .store.retention import RetentionStore, Right
+from .store.records import State
+from .store.retention import Looked, RetentionStore, Right
 
 __all__ = ["CHUNK", "Measure", "Pruner", "Scales"]
 

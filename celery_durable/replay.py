@@ -14,12 +14,30 @@ from typing import Final
 
 from .effects import Effect
 from .errors import JournalCorrupted
-from .store.records import EFFECT_OF_CODE, EffectCode, EntryKind, Journaled, StoredPayload
+from .store.records import EffectCode, EntryKind, Journaled, StoredPayload
 
-__all__ = ["SEGMENT", "Past", "Recorded", "ReplayCursor", "effect_of", "fold", "is_scope", "is_wait", "only_audits"]
+__all__ = [
+    "EFFECT_OF_CODE",
+    "SEGMENT",
+    "Past",
+    "Recorded",
+    "ReplayCursor",
+    "effect_of",
+    "fold",
+    "is_scope",
+    "is_wait",
+    "only_audits",
+]
 
 #: Entries per read.
 SEGMENT: Final = 100
+#: What the effects of steps are stored as.
+EFFECT_OF_CODE: Final = {
+    EffectCode.IDEMPOTENT: Effect.IDEMPOTENT,
+    EffectCode.AT_LEAST_ONCE: Effect.AT_LEAST_ONCE,
+    EffectCode.EXACTLY_ONCE_GUARDED: Effect.EXACTLY_ONCE_GUARDED,
+    EffectCode.TRANSACTIONAL: Effect.TRANSACTIONAL,
+}
 #: Rows per read where checkpoints are expected: one, and the row that shows that it is complete.
 _WITH_CHECKPOINT: Final = 2
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from .store.records import FINAL_STATES, Looked, State
+from .store.records import FINAL_STATES, State
+from .store.retention import Looked
 
 if TYPE_CHECKING:
     from .settings import Settings

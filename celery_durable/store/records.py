@@ -7,13 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ..effects import Effect
-
 if TYPE_CHECKING:
     from .children import Offspring
 
 __all__ = [
-    "EFFECT_OF_CODE",
     "FINAL_STATES",
     "META",
     "PARKED_STATES",
@@ -24,7 +21,6 @@ __all__ = [
     "Birth",
     "Closed",
     "Doubt",
-    "Due",
     "EffectCode",
     "Entry",
     "EntryKind",
@@ -32,7 +28,6 @@ __all__ = [
     "Fence",
     "GuardHolder",
     "Journaled",
-    "Looked",
     "NewPromise",
     "OpenRequest",
     "Opened",
@@ -126,14 +121,6 @@ class EffectCode(enum.IntEnum):
     AT_LEAST_ONCE = 2
     EXACTLY_ONCE_GUARDED = 3
     TRANSACTIONAL = 4
-
-
-EFFECT_OF_CODE: Final = {
-    EffectCode.IDEMPOTENT: Effect.IDEMPOTENT,
-    EffectCode.AT_LEAST_ONCE: Effect.AT_LEAST_ONCE,
-    EffectCode.EXACTLY_ONCE_GUARDED: Effect.EXACTLY_ONCE_GUARDED,
-    EffectCode.TRANSACTIONAL: Effect.TRANSACTIONAL,
-}
 
 
 class PayloadKind(enum.IntEnum):
@@ -373,24 +360,6 @@ class Execution:
     pruned_at: int | None = None
 
 
-class Looked(NamedTuple):
-    """What retention has to know of an execution; times in milliseconds, by the database's clock."""
-
-    pk: int
-    #: False: another application's.
-    ours: bool
-    state: State
-    epoch: int
-    generation: int
-    steps: int
-    #: It has ended, and nobody is to be told any more.
-    settled: bool
-    #: Since the latest change.
-    idle: int
-    #: Since it was pruned; None: it was not.
-    pruned: int | None
-
-
 class Doubt(NamedTuple):
     """A guarded step of which nobody knows whether its effect happened, or that conflicts with an earlier one."""
 
@@ -405,20 +374,6 @@ class Doubt(NamedTuple):
     def place(self) -> str:
         """The position as people read it."""
         return f"{self.scope}/{self.position}" if self.scope else str(self.position)
-
-
-@dataclass(frozen=True)
-class Due:
-    """An execution that recovery has claimed: its message is to be sent."""
-
-    pk: int
-    id: str
-    task: str
-    state: State
-    #: 0 where it never ran.
-    epoch: int
-    sends: int
-    envelope: StoredPayload | None
 
 
 @dataclass(frozen=True)

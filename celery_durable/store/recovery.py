@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -12,11 +13,11 @@ from sqlalchemy.exc import IntegrityError
 
 from .database import Database
 from .outbox import Existing, IdTaken, Published, existing, known_ids, new_pks, row_of, wakes
-from .records import Due, PayloadKind, State, StoredPayload
+from .records import PayloadKind, State, StoredPayload
 from .rows import quarantine, spacing
 from .tables import executions, now_ms, outbox, payloads
 
-__all__ = ["Claims", "Existing", "IdTaken", "Parked", "Published", "RecoveryStore"]
+__all__ = ["Claims", "Due", "Existing", "IdTaken", "Parked", "Published", "RecoveryStore"]
 
 _x = executions.c
 _o = outbox.c
@@ -31,6 +32,20 @@ class Parked(NamedTuple):
     id: str
     task: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Due:
+    """An execution that recovery has claimed: its message is to be sent."""
+
+    pk: int
+    id: str
+    task: str
+    state: State
+    #: 0 where it never ran.
+    epoch: int
+    sends: int
+    envelope: StoredPayload | None
 
 
 class Claims(NamedTuple):

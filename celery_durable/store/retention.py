@@ -19,10 +19,10 @@ from sqlalchemy.exc import IntegrityError
 
 from ..faults import reached
 from .database import Database
-from .records import FINAL_STATES, Looked, State
+from .records import FINAL_STATES, State
 from .tables import executions, guards, journal, now_ms, payloads, promises, upkeep
 
-__all__ = ["Held", "RetentionStore", "Right", "RightLost"]
+__all__ = ["Held", "Looked", "RetentionStore", "Right", "RightLost"]
 
 _x = executions.c
 _j = journal.c
@@ -52,6 +52,24 @@ _LOOK = sa.select(
 #: What holds a global key keeps it after pruning.
 _HOLDS_KEY = sa.exists().where(guards.c.key == _j.key, guards.c.pk == _j.pk)
 _GOES = sa.or_(_j.key.is_(None), ~_HOLDS_KEY)
+
+
+class Looked(NamedTuple):
+    """What retention has to know of an execution; times in milliseconds, by the database's clock."""
+
+    pk: int
+    #: False: another application's.
+    ours: bool
+    state: State
+    epoch: int
+    generation: int
+    steps: int
+    #: It has ended, and nobody is to be told any more.
+    settled: bool
+    #: Since the latest change.
+    idle: int
+    #: Since it was pruned; None: it was not.
+    pruned: int | None
 
 
 class Right(NamedTuple):

@@ -25,7 +25,8 @@ from ..runtime import Runtime
 from ..signals import park
 from ..store import Database, OutboxStore, RecoveryStore, RetentionStore
 from ..store.outbox import Due as Unsent
-from ..store.records import Due, State
+from ..store.records import State
+from ..store.recovery import Due
 from ..threads import native_thread
 from .control import attend, peer_is_us
 from .handlers import handle

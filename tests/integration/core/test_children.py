@@ -26,8 +26,8 @@ from celery_durable.cancelling import cancel
 from celery_durable.delivery import report
 from celery_durable.envelope import CHILD_HEADER
 from celery_durable.store.children import kept_by
-from celery_durable.store.records import Looked, PromiseState, StoredPayload
-from celery_durable.store.retention import RetentionStore
+from celery_durable.store.records import PromiseState, StoredPayload
+from celery_durable.store.retention import Looked, RetentionStore
 from celery_durable.store.tables import executions, outbox, promises
 from tests.support.delivery import Delivery, Left, hand_over
 from tests.support.lab import Crash, Lab, everywhere, quiet_heartbeat
