@@ -156,7 +156,7 @@ class StepCall:
 
     @property
     def place(self) -> str:
-        """The position as people read it."""
+        """As :func:`~.store.records.place_of`, without the price of a call: each step has one."""
         return f"{self.scope}/{self.position}" if self.scope else str(self.position)
 
     @property

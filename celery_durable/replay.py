@@ -14,7 +14,7 @@ from typing import Final
 
 from .effects import Effect
 from .errors import JournalCorrupted
-from .store.records import EffectCode, EntryKind, Journaled, StoredPayload
+from .store.records import EffectCode, EntryKind, Journaled, StoredPayload, place_of
 
 __all__ = [
     "EFFECT_OF_CODE",
@@ -177,8 +177,7 @@ def _unknown(row: Journaled) -> JournalCorrupted:
 
 
 def _where(row: Journaled) -> str:
-    place = f"{row.scope}/{row.position}" if row.scope else str(row.position)
-    return f"position {place} of generation {row.generation}"
+    return f"position {place_of(row.scope, row.position)} of generation {row.generation}"
 
 
 class ReplayCursor:

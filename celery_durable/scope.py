@@ -6,6 +6,7 @@ import threading
 
 from .control import Waiting
 from .replay import ReplayCursor
+from .store.records import place_of
 
 __all__ = ["ScopeState"]
 
@@ -66,4 +67,4 @@ class ScopeState:
         return occurrence
 
     def place(self, position: int) -> str:
-        return f"{self.path}/{position}" if self.path else str(position)
+        return place_of(self.path, position)

@@ -14,7 +14,7 @@ from .codec import Codec
 from .errors import DurableError
 from .replay import Past, fold, is_wait
 from .saga import UNDO
-from .store.records import META, EntryKind, Journaled, State, StoredPayload
+from .store.records import META, EntryKind, Journaled, State, StoredPayload, place_of
 
 __all__ = ["Event", "Scope", "Step", "StepOutcome", "Timeline", "Waited", "place_key", "read"]
 
@@ -335,4 +335,4 @@ def _decoded(row: Journaled, codec: Codec, missing: Any) -> Any:
 
 
 def _place(row: Journaled) -> str:
-    return f"{row.scope}/{row.position}" if row.scope else str(row.position)
+    return place_of(row.scope, row.position)

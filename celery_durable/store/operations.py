@@ -33,6 +33,7 @@ from .records import (
     PromiseState,
     State,
     StoredPayload,
+    place_of,
 )
 from .rows import get_payload, put_payload
 from .tables import executions, journal, now_ms, payloads
@@ -268,7 +269,7 @@ class Operations:
             if all((d.scope, d.position) != (scope, position) for d in doubts):
                 found = ", ".join(f"{d.place} ({d.name})" for d in doubts) or "none"
                 raise WrongState(
-                    f"the step at position {_place(scope, position)} of execution {execution_id} is not in doubt. In "
+                    f"the step at position {place_of(scope, position)} of execution {execution_id} is not in doubt. In "
                     f"doubt: {found}. See: celery durable show {execution_id}"
                 )
             steps = row.steps + (kind is not EntryKind.RUN_AGAIN)
@@ -383,10 +384,6 @@ _PRESENT = {
     State.FAILED: "It has ended; celery durable resume lets it go on where it stopped.",
     State.CANCELLED: "It has ended; to have its work done, call the task again.",
 }
-
-
-def _place(scope: str, position: int) -> str:
-    return f"{scope}/{position}" if scope else str(position)
 
 
 def _holds(row: Journaled, payload: StoredPayload) -> bool:

@@ -37,7 +37,13 @@ __all__ = [
     "Refused",
     "State",
     "StoredPayload",
+    "place_of",
 ]
+
+
+def place_of(scope: str, position: int) -> str:
+    """A position as people read it."""
+    return f"{scope}/{position}" if scope else str(position)
 
 
 class State(str, enum.Enum):
@@ -373,7 +379,7 @@ class Doubt(NamedTuple):
     @property
     def place(self) -> str:
         """The position as people read it."""
-        return f"{self.scope}/{self.position}" if self.scope else str(self.position)
+        return place_of(self.scope, self.position)
 
 
 @dataclass(frozen=True)
