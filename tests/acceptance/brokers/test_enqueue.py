@@ -78,14 +78,14 @@ def test_a_broker_that_loses_what_was_sent(arena: Arena) -> None:
     expect_all(arena)
 
 
-@pytest.mark.databases("postgresql")
 @pytest.mark.brokers("redis")
-def test_a_service_that_dies_between_the_broker_and_the_database(arena: Arena) -> None:
-    """The message of a task that is not durable is sent once more; that of a durable one does no harm."""
+@pytest.mark.parametrize(("killed_at", "notes"), [("outbox.after_claim", 1), ("outbox.after_send", 2)])
+def test_a_service_that_dies_while_it_relays(arena: Arena, killed_at: str, notes: int) -> None:
+    """What the broker has already is sent once more: done twice if it is not durable, and no harm if it is."""
     enqueue(arena, killed_at="enqueue.after_commit")
     # Its worker starts another one.
     file = arena.ledger.path.with_name("killed")
-    arena.worker(concurrency=2, env={FAULT_VARIABLE: f"outbox.after_send=kill:1:{file}"})
+    arena.worker(concurrency=2, env={FAULT_VARIABLE: f"{killed_at}=kill:1:{file}"})
     expect_all(arena)
     assert file.exists()
-    assert arena.ledger.count("note") == 2
+    assert arena.ledger.count("note") == notes
