@@ -43,7 +43,9 @@ def get(execution_id: str, app: Celery[Any] | None = None) -> ExecutionHandle:
     """A handle on an execution.
 
     :param execution_id: its ``durable_id``, or its Celery task id.
-    :param app: the Celery application whose journal it is in; default: the current one.
+    :param app: the Celery application whose journal it is in; default: the current one, or in a thread that has none,
+        the only one there is.
+    :raises ConfigurationError: when no application is given, and it is not clear which is meant.
     :raises UnknownExecution: when there is none of this id in the application's namespace. One that was published
         without a ``durable_id`` and without the outbox is not known before a worker has begun it.
     :raises JournalUnavailable: when the database did not answer.

@@ -7,9 +7,10 @@ import os
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from celery import current_app, signals, states
+from celery import signals, states
 
 from . import envelope as envelopes
+from .application import choose, real
 from .delivery import register
 from .errors import JournalUnavailable
 from .faults import reached
@@ -30,7 +31,7 @@ _installed: weakref.WeakSet[Celery] = weakref.WeakSet()
 
 def install(app: Celery) -> None:
     """Make an app durable; once."""
-    app = app._get_current_object() if hasattr(app, "_get_current_object") else app
+    app = real(app)
     if app in _installed:
         return
     _installed.add(app)
@@ -40,15 +41,11 @@ def install(app: Celery) -> None:
 
 
 def app_of(app: Celery | None = None) -> Celery:
-    """The application that a caller means who names none: the current one. In threads other than the one that made it,
-    Celery knows of no current application and makes up one of its own; then it is the only durable one, if there is
-    just one.
+    """The application that a caller means, who may name none.
+
+    :raises ConfigurationError: where it is not clear which.
     """
-    chosen: Any = current_app if app is None else app
-    chosen = chosen._get_current_object() if hasattr(chosen, "_get_current_object") else chosen
-    if app is None and chosen not in _installed and len(_installed) == 1:
-        [chosen] = _installed
-    return chosen  # type: ignore[no-any-return]
+    return choose(_installed) if app is None else real(app)  # type: ignore[no-any-return]
 
 
 def _wrap_amqp(app: Celery) -> None:

@@ -27,7 +27,8 @@ def resolve(promise_id: str, token: str, value: Any = None, *, app: Celery | Non
     :param promise_id: :attr:`Promise.id`.
     :param token: :attr:`Promise.token`.
     :param value: anything that the journal can store.
-    :param app: the Celery application; default: the current one, or in a thread that has none, the only durable one.
+    :param app: the Celery application; default: the current one, or in a thread that has none, the only one there is.
+    :raises ConfigurationError: no application is given, and it is not clear which is meant.
     :raises WrongToken: there is no promise of this id and token.
     :raises PromiseSettled: it is settled otherwise already, or has expired.
     :raises PayloadError: the value cannot be stored, or is too large (:class:`PayloadTooLarge`).
@@ -44,8 +45,8 @@ def reject(promise_id: str, token: str, error: Exception | str, *, app: Celery |
     :param promise_id: :attr:`Promise.id`.
     :param token: :attr:`Promise.token`.
     :param error: why: a text, or an exception, which is stored as the errors of steps are.
-    :param app: the Celery application; default: the current one, or in a thread that has none, the only durable one.
-    :raises ConfigurationError: for an ``error`` that is neither.
+    :param app: the Celery application; default: the current one, or in a thread that has none, the only one there is.
+    :raises ConfigurationError: for an ``error`` that is neither; and as :func:`resolve`.
     :raises WrongToken, PromiseSettled, JournalUnavailable: as :func:`resolve`.
     """
     _settle(app, promise_id, token, PromiseState.REJECTED, reason_of(_runtime(app), promise_id, error))
@@ -56,8 +57,8 @@ def heartbeat(promise_id: str, token: str, *, app: Celery | None = None) -> None
 
     :param promise_id: :attr:`Promise.id`.
     :param token: :attr:`Promise.token`.
-    :param app: the Celery application; default: the current one, or in a thread that has none, the only durable one.
-    :raises ConfigurationError: the promise expects none: it was made without ``heartbeat=``.
+    :param app: the Celery application; default: the current one, or in a thread that has none, the only one there is.
+    :raises ConfigurationError: the promise expects none: it was made without ``heartbeat=``; and as :func:`resolve`.
     :raises WrongToken, PromiseSettled, JournalUnavailable: as :func:`resolve`.
     """
     runtime = _runtime(app)

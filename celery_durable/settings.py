@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from celery import _state
+
 from .codec.formats import format_of_setting
 from .errors import ConfigurationError
 from .retention import read_ages, read_amounts, read_seconds
@@ -17,7 +19,7 @@ from .store.database import parse_url
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["PREFIX", "Settings", "load"]
+__all__ = ["PREFIX", "Settings", "is_made_up", "load", "names_journal"]
 
 PREFIX: Final = "durable_"
 
@@ -154,6 +156,11 @@ def load(app: Celery) -> Settings:
     values = {}
     for name, value in given.items():
         values[name] = _checked(name, value)
+    if "database_url" not in values and is_made_up(app):
+        raise ConfigurationError(
+            "there is no Celery application here but the one that Celery makes up where it knows of none. Pass "
+            "app=, or call app.set_default() once, which makes yours the one of every thread."
+        )
     settings = Settings(**values)
     if settings.flush_interval >= settings.lease_timeout:
         raise ConfigurationError(
@@ -175,6 +182,19 @@ def load(app: Celery) -> Settings:
     parse_url(settings.database_url)
     format_of_setting(settings.serializer)
     return settings
+
+
+def is_made_up(app: Celery) -> bool:
+    """Whether an application is none of the program's, but what Celery makes up in a thread that has none."""
+    made: Any = app
+    theirs = _state.default_app  # type: ignore[attr-defined]
+    # A program gives its application fix-ups, or leaves it to Celery which; this one is made with none.
+    return made is theirs and made.main == "default" and made.fixups == []
+
+
+def names_journal(app: Celery) -> bool:
+    """Whether an application's settings say where its journal is."""
+    return "database_url" in _given(app)
 
 
 def _checked(name: str, value: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from celery import Celery, current_app
+from celery import current_app
 
 import celery_durable
 from celery_durable import (
@@ -21,7 +21,6 @@ from celery_durable import (
     PromiseSettled,
     PromiseTimeout,
     WrongToken,
-    install,
 )
 from celery_durable.store.records import PromiseState, State
 from celery_durable.store.tables import promises
@@ -531,20 +530,6 @@ def test_the_current_app_is_meant_where_none_is_given(lab: Lab, deliver: Deliver
     finally:
         before.set_current()
     assert deliver(asking) == 7
-
-
-def test_a_thread_without_a_current_app_means_the_only_durable_one(
-    lab: Lab, deliver: Delivery, asking: Asking, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Celery makes up an application there."""
-    deliver.suspends(asking)
-    for apps in ({lab.app}, {lab.app, Celery("another", set_as_current=False)}):
-        monkeypatch.setattr(install, "_installed", apps)
-        found: list[Any] = []
-        thread = threading.Thread(target=lambda found=found: found.append(install.app_of()))
-        thread.start()
-        thread.join()
-        assert (found == [lab.app]) == (len(apps) == 1)
 
 
 def test_a_promise_whose_row_is_gone_is_made_again(lab: Lab, deliver: Delivery, asking: Asking) -> None:

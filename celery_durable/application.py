@@ -1,0 +1,59 @@
+"""Which Celery application is meant where none is named.
+
+Celery remembers the current application thread by thread. In a thread that knows of none it makes up one of its own,
+without a broker and without settings, rather than to fail; a journal of that one would be a new file somewhere, in
+which nothing is ever found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+from celery import _state
+
+from .errors import ConfigurationError
+from .settings import is_made_up, names_journal
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ["choose", "real"]
+
+
+def real(app: Any) -> Any:
+    """An application itself, where a proxy of it is given."""
+    return app._get_current_object() if hasattr(app, "_get_current_object") else app
+
+
+def choose(durable: Collection[Celery]) -> Any:
+    """The application that a caller means who names none.
+
+    It is the current one of this thread or, where that has none, of the process; or the only one that the program has
+    made. Where those are several, or the current one has to do with no journal, it is the one that has: whose settings
+    name a database, or where none's do, which has durable tasks. A program without any may have configured the
+    one that Celery makes up, in a ``celeryconfig``.
+
+    :param durable: the applications of which it is known that they have durable tasks. Tasks are lazy, and those of one
+        application may be in the others too.
+    :raises ConfigurationError: where several may be meant.
+    """
+    tls: Any = _state._tls  # type: ignore[attr-defined]
+    current = real(tls.current_app or _state.default_app)  # type: ignore[attr-defined]
+    if current is not None and is_made_up(current):
+        current = None
+    if current is not None and (current in durable or names_journal(current)):
+        return current
+    apps = [app for app in list(_state._get_active_apps()) if not is_made_up(app)]  # type: ignore[attr-defined]
+    known = [app for app in apps if names_journal(app)] or [app for app in apps if app in durable]
+    if len(known) == 1 and current not in known:
+        return known[0]
+    if current is not None:
+        return current
+    if len(apps) < 2:
+        return apps[0] if apps else real(_state.get_current_app())
+    names = ", ".join(sorted(repr(app.main or "(without a name)") for app in known or apps))
+    raise ConfigurationError(
+        f"which Celery application is meant? There are several ({names}), and none of them is current in this thread. "
+        "Pass app=, or call app.set_default() once, which makes it the one of every thread."
+    )
