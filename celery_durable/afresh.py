@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from kombu import serialization
 
 from . import envelope as envelopes
+from .delivery import DELIVER, REJECT
 from .errors import PayloadError
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ def as_new_call(app: Celery, envelope: Mapping[str, Any], new_id: str, *, callba
             envelopes.RERUN_HEADER: old_id,
         }
     )
+    # It may be somebody's child; its parent goes by what becomes of the old one.
+    headers.pop(envelopes.CHILD_HEADER, None)
     return envelopes.build(
         headers,
         {**envelope["properties"], "correlation_id": new_id},
@@ -82,7 +85,10 @@ def _renaming(old_id: str, old_root: str | None, new_id: str) -> Callable[[str],
 
 
 def _renamed(value: Any, rename: Callable[[str], str]) -> Any:
-    """Signatures, however deep they are nested, with other ids; a ``durable_id`` stays what its caller chose."""
+    """Signatures, however deep they are nested, with other ids; a ``durable_id`` stays what its caller chose.
+
+    What would tell a parent of its child's end tells nobody: no promise has the new id.
+    """
     if isinstance(value, (list, tuple)):
         return [_renamed(item, rename) for item in value]
     if not isinstance(value, Mapping):
@@ -90,6 +96,9 @@ def _renamed(value: Any, rename: Callable[[str], str]) -> Any:
     made = {key: _renamed(item, rename) for key, item in value.items()}
     options = made.get("options")
     if "task" in made and isinstance(options, dict):
+        if made["task"] in (DELIVER, REJECT):
+            made["kwargs"]["promise"] = rename(made["kwargs"]["promise"])
+        (options.get("headers") or {}).pop(envelopes.CHILD_HEADER, None)
         for name in _REFERENCES:
             if options.get(name):
                 options[name] = rename(options[name])

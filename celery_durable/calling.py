@@ -123,7 +123,7 @@ class CallingContext:
         scope = self._here()
         number = scope.occurrence(wait_print("call", name))
         known = child_id(self._namespace_of_children(), self._execution_of_children(), scope.lane, name, number)
-        return Member(signature, name, known, children.fingerprint(name, signature), timeout_ms)
+        return Member(signature, name, known, children.fingerprint(name, signature), timeout_ms, scope.lane, number)
 
     def _app(self) -> Celery:
         assert self._run.children is not None

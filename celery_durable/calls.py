@@ -121,7 +121,14 @@ class Call(Wait):
         tasks = {member.id: ids for member, ids in zip(unknown, launch.tasks, strict=True)}
         tasks |= {member.id: earlier[member.id]["tasks"] for member in members if member.id not in tasks}
         kept: list[dict[str, Any]] = [
-            {"id": member.id, "print": member.fingerprint.hex(), "tasks": tasks[member.id]} for member in members
+            {
+                "id": member.id,
+                "print": member.fingerprint.hex(),
+                "tasks": tasks[member.id],
+                # What its id is made of besides the execution's: a rerun makes another one of it.
+                "of": [member.lane, member.name, member.number],
+            }
+            for member in members
         ]
         reached("child.before_record", run.execution_id, self.name)
         payload, _ = run.roundtrip(kept, f"the children of call {self.name!r} (position {station.place})")

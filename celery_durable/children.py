@@ -57,6 +57,9 @@ class Member(NamedTuple):
     fingerprint: bytes
     #: Until its end; None for ever.
     timeout_ms: int | None = None
+    #: Where it is called: a branch, and how many earlier calls of this name that one had.
+    lane: str = ""
+    number: int = 0
 
     @property
     def task_id(self) -> str:

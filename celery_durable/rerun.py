@@ -3,11 +3,15 @@
 What lies before the chosen step is copied and is not done again, guarded results included. The step itself and all
 that comes after it are new: their idempotency keys are made of the new execution's id. Keys that the application has
 named itself (``key=``) are the same, and what was done under one is not done again.
+
+Children that ended before the chosen step are shared with what they came to. The copy says so under the ids that they
+would have as children of the new execution: so it needs nothing of the old one, and a body that diverges finds them.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +22,7 @@ from .afresh import as_new_call
 from .checkpoint import expand
 from .errors import UnknownStep, WrongState
 from .faults import reached
-from .identity import call_hash
+from .identity import call_hash, child_id
 from .publish import publish_stored
 from .runtime import Runtime
 from .saga import UNDO
@@ -39,6 +43,7 @@ __all__ = ["rerun"]
 _PLACE: Final = re.compile(r"(\d+\.\d+/)*\d+")
 #: Steps that an error lists.
 _LISTED: Final = 20
+_CHILDREN: Final = " The tasks that it has started are not shared, and not cancelled."
 _DOUBT: Final = " If nobody knows whether its effect happened, find out first."
 #: No task has this name.
 _RERUN: Final = "\0rerun"
@@ -72,7 +77,7 @@ def rerun(
             f"execution {execution_id} ran eagerly, so that its message was not stored. Call its task again."
         )
     rows = operations.entries(source.pk, source.generation, values=False)
-    prefix = _prefix(source, rows, runtime.codec, from_step)
+    prefix = _prefix(source, rows, runtime.codec, from_step, new_id)
     message = as_new_call(app, envelopes.unpack(stored, runtime.envelope_codec), new_id, callbacks=callbacks)
     published = Published(
         new_id,
@@ -110,7 +115,9 @@ def _check_state(source: Execution) -> None:
 # -- where the new one begins -------------------------------------------------------------------------------------
 
 
-def _prefix(source: Execution, rows: Sequence[Journaled], codec: Codec, from_step: int | str | None) -> Prefix:
+def _prefix(
+    source: Execution, rows: Sequence[Journaled], codec: Codec, from_step: int | str | None, new_id: str
+) -> Prefix:
     found = timeline.read(rows, codec, source.state)
     found.steps = [step for step in found.steps if not step.position.startswith(UNDO)]
     position = 0 if from_step is None else _position(source, found, from_step)
@@ -125,17 +132,40 @@ def _prefix(source: Execution, rows: Sequence[Journaled], codec: Codec, from_ste
             raise _unfinished(source, "step", step, f" (it is {step.outcome})", _DOUBT)
     for wait in found.waits:
         if _root(wait.position) < position and wait.outcome == "open":
-            raise _unfinished(source, "sleep" if wait.kind == "sleep" else "wait", wait, "", "")
+            raise _unfinished(source, wait.kind, wait, "", _CHILDREN if wait.kind == "call" else "")
     cut: int | None = None
-    split: tuple[Journaled, ...] = ()
+    instead, shared_children = _adopted(source, [row for row in rows if _root_of(row) < position], codec, new_id)
     for row in rows:
         if row.kind == EntryKind.CHECKPOINT and row.position < position:
             steps = expand(row, codec)
             if steps[-1].position >= position:
-                cut, split = row.position, tuple(step for step in steps if step.position < position)
+                cut = row.position
+                instead += [step for step in steps if step.position < position]
     scopes = {row.scope for row in rows if row.scope}
     taken = sorted(scope for scope in scopes if scope == META or (scope[0] != "#" and _root(scope) < position))
-    return Prefix(source.generation, position, taken, len(shared), cut, split)
+    return Prefix(source.generation, position, taken, len(shared), cut, instead, shared_children)
+
+
+def _adopted(
+    source: Execution, rows: Sequence[Journaled], codec: Codec, new_id: str
+) -> tuple[list[Journaled], dict[str, str]]:
+    """The calls among these entries as they would stand if the new execution had made them.
+
+    :returns: the entries; and the ids of all their children, each with the new one.
+    """
+    instead = []
+    ids: dict[str, str] = {}
+    for row in rows:
+        if row.kind != EntryKind.CALL or row.codec is None or row.payload is None:
+            continue
+        where = f"the call {row.name!r} (position {row.position}) of execution {source.id}"
+        kept = codec.decode(row.codec, row.payload, where)
+        for child in kept:
+            ids[child["id"]] = child_id(source.namespace, new_id, *child["of"])
+            child["id"] = ids[child["id"]]
+        stored_codec, payload = codec.encode(kept, where)
+        instead.append(row._replace(codec=stored_codec, payload=payload))
+    return instead, ids
 
 
 def _unfinished(source: Execution, what: str, item: Step | Waited, state: str, advice: str) -> WrongState:
@@ -206,3 +236,10 @@ def _described(item: Step | Waited) -> str:
 def _root(place: Any) -> int:
     """The position in the body at which a step, or the scopes around it, stand."""
     return int(re.match(r"\d+", place)[0])  # type: ignore[index]
+
+
+def _root_of(row: Journaled) -> int:
+    """The same of an entry; what belongs to no position comes last."""
+    if row.scope.startswith("#"):
+        return sys.maxsize
+    return _root(row.scope) if row.scope else row.position

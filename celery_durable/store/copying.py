@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from ..errors import WrongState
-from .records import META, EntryKind, Execution, Journaled
-from .tables import executions, journal
+from .records import META, EntryKind, Execution, Journaled, PromiseState
+from .tables import executions, journal, now_ms, promises
 
 __all__ = ["Prefix", "copy_prefix"]
 
 _x = executions.c
 _j = journal.c
+_p = promises.c
 
-#: Scopes named in one statement.
+#: Scopes, or promises, named in one statement.
 _SCOPES = 200
 #: Columns that are taken over as they are.
 _SAME = [c.name for c in journal.columns if c.name not in ("pk", "generation", "epoch")]
@@ -35,9 +36,12 @@ class Prefix(NamedTuple):
     scopes: Sequence[str]
     #: How many steps these are.
     steps: int
-    #: Position of a checkpoint that reaches beyond ``position``, and the rows that stand in its place.
+    #: Position of a checkpoint that reaches beyond ``position``.
     cut: int | None
-    split: Sequence[Journaled]
+    #: The rows that stand in the place of that checkpoint, and of those that name children.
+    instead: Sequence[Journaled]
+    #: Ids of the children's promises: in the old journal, and in the new one.
+    children: Mapping[str, str]
 
 
 #: What there is to undo, the new execution says itself.
@@ -71,8 +75,35 @@ def copy_prefix(connection: Connection, source: Execution, prefix: Prefix, pk: i
             sa.literal(1, sa.Integer),
             sa.literal(_EPOCH, sa.Integer),
             *(_j[name] for name in _SAME),
-        ).where(_j.pk == source.pk, _j.generation == prefix.generation, condition, _SHARED)
+        ).where(
+            _j.pk == source.pk,
+            _j.generation == prefix.generation,
+            condition,
+            _SHARED,
+            _j.kind != int(EntryKind.CALL),
+        )
         connection.execute(sa.insert(journal).from_select(["pk", "generation", "epoch", *_SAME], rows))
-    if prefix.split:
-        same = [{**row._asdict(), "pk": pk, "generation": 1, "epoch": _EPOCH} for row in prefix.split]
+    if prefix.instead:
+        same = [{**row._asdict(), "pk": pk, "generation": 1, "epoch": _EPOCH} for row in prefix.instead]
         connection.execute(sa.insert(journal), same)
+    _copy_children(connection, source, prefix.children, pk)
+
+
+def _copy_children(connection: Connection, source: Execution, children: Mapping[str, str], pk: int) -> None:
+    """What the children have come to: the old promises may be pruned, and nobody will keep the new ones."""
+    old = list(children)
+    for start in range(0, len(old), _SCOPES):
+        query = sa.select(promises, now_ms().label("now")).where(_p.id.in_(old[start : start + _SCOPES]))
+        rows = [_ended(dict(row._mapping), source) for row in connection.execute(query)]
+        if rows:
+            connection.execute(sa.insert(promises), [{**row, "id": children[row["id"]], "pk": pk} for row in rows])
+
+
+def _ended(row: dict[str, Any], source: Execution) -> dict[str, Any]:
+    """A child's promise, settled."""
+    now = row.pop("now")
+    if row["state"] == int(PromiseState.PENDING):
+        # Its parent has gone on without it, because of those that were settled before.
+        why = f"execution {source.id}, of which this is a rerun, did not wait for it".encode()
+        row |= {"state": int(PromiseState.CANCELLED), "settled_at": now, "codec": 0, "data": why}
+    return row
