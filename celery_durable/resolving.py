@@ -8,6 +8,7 @@ from .errors import ConfigurationError, PromiseSettled, WrongToken
 from .faults import reached
 from .install import app_of
 from .runtime import Runtime
+from .store.deciding import settle_and_note
 from .store.promises import Settlement, Target
 from .store.records import PromiseState, StoredPayload
 from .tokens import fits
@@ -101,16 +102,29 @@ _NO_SUCH = "there is no promise of this id and token. Both are as the body's Pro
 
 
 def settle(
-    app: Celery | None, promise_id: str, target: Target, state: PromiseState, payload: StoredPayload
+    app: Celery | None,
+    promise_id: str,
+    target: Target,
+    state: PromiseState,
+    payload: StoredPayload,
+    *,
+    note: StoredPayload | None = None,
 ) -> Settlement:
     """Settle a promise, and let the execution that waits for it go on.
 
+    :param note: who has decided that in the place of whoever is to keep it; goes into the execution's journal.
     :raises PromiseSettled: it is settled otherwise already.
     """
     app = app_of(app)
     runtime = Runtime.of(app)
     reached("promise.before_resolve")
-    done, waking = runtime.promises.settle(promise_id, target.pk, state, payload, namespace=runtime.settings.namespace)
+    namespace = runtime.settings.namespace
+    if note is None:
+        done, waking = runtime.promises.settle(promise_id, target.pk, state, payload, namespace=namespace)
+    else:
+        done, waking = settle_and_note(
+            runtime.database, promise_id, target, state, payload, note=note, namespace=namespace
+        )
     reached("promise.after_resolve")
     _check(done, promise_id)
     if waking is not None:

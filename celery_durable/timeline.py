@@ -14,7 +14,7 @@ from .codec import Codec
 from .errors import DurableError
 from .replay import Past, fold, is_wait
 from .saga import UNDO
-from .store.records import META, EntryKind, Journaled, State, StoredPayload, place_of
+from .store.records import DECISIONS, META, EntryKind, Journaled, State, StoredPayload, place_of
 
 __all__ = ["Event", "Scope", "Step", "StepOutcome", "Timeline", "Waited", "place_key", "read"]
 
@@ -171,6 +171,8 @@ class Timeline:
     waits: list[Waited]
     #: Changes of the body that this execution takes (``ctx.patched``).
     patches: list[str]
+    #: What operators have decided of promises, under the promises' names; the earliest first.
+    decisions: list[tuple[str, Event]] = field(default_factory=list)
 
 
 def read(rows: Sequence[Journaled], codec: Codec, state: State | None) -> Timeline:
@@ -182,6 +184,7 @@ def read(rows: Sequence[Journaled], codec: Codec, state: State | None) -> Timeli
     waits: list[Waited] = []
     scopes: dict[str, Scope] = {}
     patches = []
+    decisions = []
     for group in _groups(rows, codec):
         first = group[0]
         if first.scope == META:
@@ -189,6 +192,8 @@ def read(rows: Sequence[Journaled], codec: Codec, state: State | None) -> Timeli
                 patches.append(first.name)
         elif first.scope == UNDO:
             steps.append(_step(group, codec, state))
+        elif first.scope == DECISIONS:
+            decisions.append((first.name, _event(first, codec)))
         elif first.scope.startswith("#"):
             continue
         elif first.kind in (EntryKind.SCOPE, EntryKind.SCOPE_END):
@@ -204,7 +209,8 @@ def read(rows: Sequence[Journaled], codec: Codec, state: State | None) -> Timeli
             scopes[parent].branches = max(scopes[parent].branches, int(branch) + 1)
     steps.sort(key=lambda s: place_key(s.position))
     waits.sort(key=lambda w: place_key(w.position))
-    return Timeline(steps, sorted(scopes.values(), key=lambda s: place_key(s.position)), waits, patches)
+    ordered = sorted(scopes.values(), key=lambda s: place_key(s.position))
+    return Timeline(steps, ordered, waits, patches, decisions)
 
 
 def place_key(place: str) -> tuple[tuple[int, int], ...]:

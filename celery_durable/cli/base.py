@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from ..runtime import Runtime
     from ..store.operations import Operations
 
-__all__ = ["Desk", "DurableCommand", "Failure", "command_line", "json_option", "open_desk", "say", "write_json"]
+__all__ = ["Desk", "DurableCommand", "Failure", "command_line", "json_option", "open_desk", "say", "who", "write_json"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -174,3 +176,12 @@ def write_json(value: Any) -> None:
 def say(text: str) -> None:
     """A remark that is no result: it must not end up in a pipe."""
     click.echo(text, err=True)
+
+
+def who() -> str:
+    """Who runs this command, for the journal."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        user = f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"

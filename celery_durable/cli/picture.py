@@ -80,6 +80,8 @@ def _facts(portrait: Portrait) -> Iterator[tuple[str, str]]:
         yield "kwargs", _json(portrait.arguments["kwargs"])
     if portrait.timeline.patches:
         yield "patches", ", ".join(portrait.timeline.patches)
+    for name, event in portrait.timeline.decisions:
+        yield "decided", f"{moment(event.at)}, of {name}: {event.text}"
     if len(portrait.generations) > 1:
         yield "generation", f"{portrait.generation} of {', '.join(map(str, portrait.generations))}"
         for number, why in portrait.generations.items():

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 from click_didyoumean import DYMGroup  # type: ignore[import-untyped]
 
 from ..store.promises import PromiseRow, Settlement
-from ..store.records import Execution, PromiseState, State, StoredPayload
-from .base import Desk, DurableCommand, json_option, open_desk, say, write_json
+from ..store.records import FINAL_STATES, Execution, PromiseState, State, StoredPayload
+from .base import Desk, DurableCommand, command_line, json_option, open_desk, say, who, write_json
 from .rendering import console_of, iso, moment, print_table
 from .values import DoesNotFit, class_of, given, type_name, typed
 
@@ -71,6 +71,7 @@ def _as_json(one: PromiseRow, awaited: bool) -> dict[str, Any]:
     return {
         "id": one.id,
         "name": one.name,
+        "child": one.child,
         "state": one.state.name.lower(),
         "awaited": awaited,
         "created_at": iso(one.created_at),
@@ -84,10 +85,11 @@ def _as_json(one: PromiseRow, awaited: bool) -> dict[str, Any]:
 
 def _settles(function: Callable[..., None]) -> Callable[..., None]:
     """The options of both ways to settle a promise."""
-    force = click.option("--force", is_flag=True, help="Without the token, as an operator.")
+    force = click.option("--force", is_flag=True, help="Without the token, as an operator; or in the place of a child.")
+    note = click.option("--note", metavar="TEXT", help="With --force: why; goes into the journal.")
     token = click.option("--token", metavar="TOKEN", help="The promise's token.")
     argument = click.argument("promise_id", metavar="PROMISE")
-    return argument(token(force(json_option(click.pass_context(function)))))
+    return argument(token(force(note(json_option(click.pass_context(function))))))
 
 
 @click.command("resolve", cls=DurableCommand)
@@ -99,57 +101,130 @@ def resolve_promise(
     promise_id: str,
     token: str | None,
     force: bool,
+    note: str | None,
     value: str,
     as_type: str | None,
     as_json: bool,
 ) -> None:
-    """Keep a promise: the execution that waits for it goes on."""
+    """Keep a promise: the execution that waits for it goes on.
+
+    PROMISE is a promise's id; or the task id of a child task that is lost and will never end, whose result VALUE is
+    then.
+    """
     desk = open_desk(ctx)
-    target = _target(desk, promise_id, token, force)
-    payload = StoredPayload(*desk.runtime.codec.encode(_value(value, as_type), f"the value of promise {promise_id}"))
-    _settle(desk, promise_id, target, PromiseState.RESOLVED, payload, as_json)
+    found = _find(ctx, desk, promise_id, token, force, note)
+    decoded = _value(value, as_type)
+    kept = decoded if found.child is None else {"value": decoded}
+    payload = StoredPayload(*desk.runtime.codec.encode(kept, f"the value of {found}"))
+    _settle(desk, found, PromiseState.RESOLVED, payload, as_json)
 
 
 @click.command("reject", cls=DurableCommand)
 @click.option("--reason", metavar="TEXT", required=True, help="Why; the body's PromiseRejected says it.")
 @_settles
 def reject_promise(
-    ctx: click.Context, promise_id: str, token: str | None, force: bool, reason: str, as_json: bool
+    ctx: click.Context,
+    promise_id: str,
+    token: str | None,
+    force: bool,
+    note: str | None,
+    reason: str,
+    as_json: bool,
 ) -> None:
-    """Break a promise: the execution that waits for it gets a PromiseRejected."""
+    """Break a promise: the execution that waits for it gets a PromiseRejected.
+
+    PROMISE is a promise's id; or the task id of a child task that is lost and will never end, for which a ChildFailed
+    is raised then.
+    """
     from ..resolving import reason_of
 
     desk = open_desk(ctx)
-    target = _target(desk, promise_id, token, force)
-    payload = reason_of(desk.runtime, promise_id, reason)
-    _settle(desk, promise_id, target, PromiseState.REJECTED, payload, as_json)
+    found = _find(ctx, desk, promise_id, token, force, note)
+    if found.child is None:
+        payload = reason_of(desk.runtime, found.id, reason)
+    else:
+        payload = StoredPayload(*desk.runtime.codec.encode_error(RuntimeError(reason), f"the error of {found}"))
+    _settle(desk, found, PromiseState.REJECTED, payload, as_json)
 
 
-def _target(desk: Desk, promise_id: str, token: str | None, force: bool) -> Target:
+class _Found(NamedTuple):
+    """What is to be settled."""
+
+    id: str
+    target: Target
+    #: The task id of the child that is to keep it; None where somebody outside is.
+    child: str | None
+    note: str | None
+    #: By an operator, and not by somebody who has the token.
+    forced: bool
+
+    def __str__(self) -> str:
+        if self.child is None:
+            return f"promise {self.target.name!r} ({self.id})"
+        return f"child {self.target.name!r} ({self.child})"
+
+
+def _find(ctx: click.Context, desk: Desk, promise_id: str, token: str | None, force: bool, note: str | None) -> _Found:
     from ..errors import WrongToken
+    from ..identity import child_of
     from ..resolving import find
+    from ..store.children import kept_by
 
     if (token is not None) == force:
         raise click.UsageError("give the promise's --token; or --force, to settle it as an operator without one")
+    if note is not None and not force:
+        raise click.UsageError("--note says why an operator settles it: it goes with --force")
+    known = kept_by(promise_id) or promise_id
+    target = desk.runtime.promises.target(known)
+    child = child_of(known) if target is not None and target.token_hash is None else None
     if token is not None:
-        return find(desk.runtime, promise_id, token)
-    target = desk.runtime.promises.target(promise_id)
-    if target is None or target.token_hash is None:
+        if child is not None and target is not None:
+            raise WrongToken(
+                f"child {target.name!r} ({child}) has no token: it is kept by the end of that task. If the task is "
+                f"lost: {command_line(ctx)} promise {ctx.info_name} {child} --force"
+            )
+        return _Found(promise_id, find(desk.runtime, promise_id, token), None, None, False)
+    if target is None:
         raise WrongToken(f"there is no promise {promise_id!r} that could be settled. See: promise list ID")
-    return target
+    if child is not None:
+        _check_lost(ctx, desk, target, child)
+    return _Found(known, target, child, note, True)
 
 
-def _settle(
-    desk: Desk, promise_id: str, target: Target, state: PromiseState, payload: StoredPayload, as_json: bool
-) -> None:
+def _check_lost(ctx: click.Context, desk: Desk, target: Target, child: str) -> None:
+    """
+    :raises WrongState: the child is an execution that has not ended, and would go on.
+    """
+    from ..errors import UnknownExecution, WrongState
+
+    try:
+        row = desk.operations.get(child)
+    except UnknownExecution:
+        return
+    if row.state in FINAL_STATES:
+        return
+    cure = {State.AMBIGUOUS: "resolve", State.QUARANTINED: "resume"}.get(row.state, "show")
+    raise WrongState(
+        f"child {target.name!r} ({child}) is not lost: it is an execution, and {row.state}. Its parent goes on with "
+        f"what it comes to. Look after it with: {command_line(ctx)} {cure} {child}; or end it, which gives the parent "
+        f"a ChildCancelled: {command_line(ctx)} cancel {child}"
+    )
+
+
+def _settle(desk: Desk, found: _Found, state: PromiseState, payload: StoredPayload, as_json: bool) -> None:
     from ..resolving import settle
 
-    again = settle(desk.app, promise_id, target, state, payload) is Settlement.AGAIN
     word = state.name.lower()
+    note = None
+    if found.forced:
+        said = {"reason": "operator", "decision": word, "by": who(), "note": found.note, "promise": found.id}
+        note = StoredPayload(*desk.runtime.codec.encode(said, "the note"))
+    again = settle(desk.app, found.id, found.target, state, payload, note=note) is Settlement.AGAIN
     if as_json:
-        write_json({"id": promise_id, "name": target.name, "state": word, "again": again})
-    else:
-        click.echo(f"Promise {target.name!r} ({promise_id}) {'was' if again else 'is'} {word}{' already' * again}.")
+        write_json({"id": found.id, "name": found.target.name, "child": found.child, "state": word, "again": again})
+        return
+    said_so = f"{found}"
+    click.echo(f"{said_so[0].upper()}{said_so[1:]} {'was' if again else 'is'} {word}{' already' * again}.")
 
 
 def _value(text: str, as_type: str | None) -> Any:

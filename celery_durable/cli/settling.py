@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
-import os
 import re
-import socket
 from typing import Any, Final
 
 import click
 
 from ..errors import AmbiguousEffect
 from ..store.records import Doubt, EntryKind, Execution, PayloadKind, State, StoredPayload
-from .base import Desk, DurableCommand, command_line, json_option, open_desk, say, write_json
+from .base import Desk, DurableCommand, command_line, json_option, open_desk, say, who, write_json
 from .values import DoesNotFit, class_of, given, type_name, typed
 
 __all__ = ["resolve", "resume"]
@@ -74,7 +71,7 @@ def resolve(
         kind, decision = EntryKind.RESULT, f"done, with {shown}"
     elif fail is not None:
         kind, decision, payload = EntryKind.ERROR, "failed", _error(desk, row, doubt, fail)
-    said = {"reason": "operator", "decision": decision, "by": _who(), "note": note}
+    said = {"reason": "operator", "decision": decision, "by": who(), "note": note}
     codec = desk.runtime.codec
     stored_note = StoredPayload(*codec.encode(said, "the note"))
     left = desk.operations.resolve(execution_id, doubt.scope, doubt.position, kind, payload, note=stored_note)
@@ -125,14 +122,6 @@ def _the_doubt(desk: Desk, row: Execution, place: str | None, ctx: click.Context
 
 def _listed(doubts: list[Doubt]) -> str:
     return ", ".join(f"{d.place} ({d.name})" for d in doubts)
-
-
-def _who() -> str:
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError, ImportError):
-        user = f"uid {os.getuid()}"
-    return f"{user}@{socket.gethostname()}"
 
 
 def _value(desk: Desk, row: Execution, doubt: Doubt, text: str, as_type: str | None) -> tuple[StoredPayload, str]:

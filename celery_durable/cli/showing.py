@@ -88,6 +88,7 @@ class Portrait:
             "waits": [self.wait_json(wait) for wait in timeline.waits],
             "scopes": [{"position": s.position, "branches": s.branches, "ended": s.ended} for s in timeline.scopes],
             "patches": timeline.patches,
+            "decisions": [self._decision_json(name, event) for name, event in timeline.decisions],
         }
 
     def step_json(self, step: Step) -> dict[str, Any]:
@@ -131,6 +132,12 @@ class Portrait:
         if self.reveal:
             found["content"] = plain(event.details) if event.kind == "audit" else self.read(event.payload)
         return found
+
+    @staticmethod
+    def _decision_json(name: str, event: Event) -> dict[str, Any]:
+        said = event.details
+        known = {key: said.get(key) for key in ("promise", "decision", "by", "note")}
+        return {"name": name, "at": iso(event.at), **known}
 
     def content(self, outcome: str, payload: StoredPayload | None) -> dict[str, Any]:
         """The value or the error of a step."""

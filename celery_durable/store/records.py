@@ -116,6 +116,8 @@ class EntryKind(enum.IntEnum):
 
 #: The scope of what is journaled about the execution itself: at position 0 what there is to undo, then its patches.
 META: Final = "#patch"
+#: The scope of what operators have decided of promises.
+DECISIONS: Final = "#operator"
 #: Name of an ``UNDOING`` entry of which Celery was told how it ends.
 TOLD: Final = "told"
 

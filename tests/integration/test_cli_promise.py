@@ -119,7 +119,7 @@ def test_a_promise_is_resolved(lab: Lab, deliver: Delivery, body: Body, by: str)
     answer = run(lab, "promise", "resolve", body.id, *how, *value)
     assert answer.out == f"Promise 'approval' ({body.id}) is resolved.\n"
     again = run(lab, "promise", "resolve", body.id, *how, *value, "--json").json
-    assert again == {"id": body.id, "name": "approval", "state": "resolved", "again": True}
+    assert again == {"id": body.id, "name": "approval", "child": None, "state": "resolved", "again": True}
     error = run(lab, "promise", "resolve", body.id, *how, "--json", fails=1).err
     assert json.loads(error)["code"] == "CD603"
     assert deliver(body) == Receipt("r1", Decimal("9.99"))
@@ -129,7 +129,7 @@ def test_a_promise_is_resolved(lab: Lab, deliver: Delivery, body: Body, by: str)
 
 def test_a_promise_is_rejected(lab: Lab, deliver: Delivery, body: Body) -> None:  # noqa: F811
     answer = run(lab, "promise", "reject", body.id, "--force", "--reason", "too dear", "--json")
-    assert answer.json == {"id": body.id, "name": "approval", "state": "rejected", "again": False}
+    assert answer.json == {"id": body.id, "name": "approval", "child": None, "state": "rejected", "again": False}
     with pytest.raises(PromiseRejected, match="was rejected: too dear"):
         deliver(body)
     assert run(lab, "show", "one", "--json").json["waits"][-1]["outcome"] == "failed"
