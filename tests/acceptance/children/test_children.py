@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from celery_durable import State
@@ -13,8 +15,17 @@ from .arena import Arena
 pytestmark = [pytest.mark.brokers("redis"), pytest.mark.databases("postgresql"), pytest.mark.timeout(120)]
 
 
-def test_every_kind_of_child_gives_its_end_to_the_parent(arena: Arena) -> None:
-    arena.worker(concurrency=2)
+POOLS = pytest.mark.parametrize("pool", ["prefork", "gevent"])
+
+#: Parents, children and the tasks between them are greenlets of one process then. Celery's loop looks for acknowledged
+#: messages every two seconds there, so it takes some in advance.
+GEVENT: dict[str, Any] = {"pool": "gevent", "concurrency": 20, "conf": {"worker_prefetch_multiplier": 4}}
+OPTIONS: dict[str, dict[str, Any]] = {"prefork": {"concurrency": 2}, "gevent": GEVENT}
+
+
+@POOLS
+def test_every_kind_of_child_gives_its_end_to_the_parent(arena: Arena, pool: str) -> None:
+    arena.worker(**OPTIONS[pool])
     arena.send("kinds", "kinds")
     assert arena.result("kinds").get(timeout=90) == {
         "chain": 4,
@@ -42,16 +53,18 @@ def test_every_kind_of_child_gives_its_end_to_the_parent(arena: Arena) -> None:
     assert arena.operations.find(states=[State.SUSPENDED]) == []
 
 
-def test_what_is_not_needed_any_more_is_cancelled(arena: Arena) -> None:
-    arena.worker(concurrency=2)
+@POOLS
+def test_what_is_not_needed_any_more_is_cancelled(arena: Arena, pool: str) -> None:
+    arena.worker(**OPTIONS[pool])
     arena.send("hurries", "hurries")
     assert arena.result("hurries").get(timeout=60) == ["ChildCancelled", 2, "ChildCancelled"]
     rows = {row.task.rpartition(".")[2] + row.state.value: row for row in arena.operations.find()}
     assert sorted(rows) == ["doublecompleted", "hurriescompleted", "restcancelled"]
 
 
-def test_the_children_of_a_cancelled_parent_are_cancelled(arena: Arena) -> None:
-    worker = arena.worker(concurrency=2)
+@POOLS
+def test_the_children_of_a_cancelled_parent_are_cancelled(arena: Arena, pool: str) -> None:
+    worker = arena.worker(**OPTIONS[pool])
     arena.send("patient", "patient")
 
     def waiting() -> list[str]:
@@ -88,8 +101,32 @@ def test_a_parent_of_a_thousand(arena: Arena) -> None:
     assert arena.row("many").epoch == 2
 
 
-def test_children_of_children(arena: Arena) -> None:
-    arena.worker(concurrency=2)
+@POOLS
+def test_children_of_children(arena: Arena, pool: str) -> None:
+    arena.worker(**OPTIONS[pool])
     arena.send("tree", "tree", 4)
     assert arena.result("tree").get(timeout=60) == 16
     assert arena.ledger.count("work") == 16
+
+
+@pytest.mark.parametrize(
+    ("body", "point", "at"),
+    [
+        ("calls", "child.after_record", "parent"),
+        ("calls", "child.before_settle", "child"),
+        ("calls", "wait.woken", "parent"),
+        ("calls_plain", "child.after_settle", "promise"),
+    ],
+)
+def test_another_worker_goes_on_where_a_gevent_worker_was_killed(arena: Arena, body: str, point: str, at: str) -> None:
+    task = "plain" if body == "calls_plain" else "double"
+    where = {"parent": "one", "child": arena.child("one", task), "promise": arena.promise("one", task)}[at]
+    arena.arm(where, point)
+    lost = arena.worker(**GEVENT)
+    arena.send("one", body, 7)
+    eventually(lambda: not lost.alive, 60)
+    arena.worker(**GEVENT)
+    assert arena.result("one").get(timeout=60) == 14
+    assert [len(arena.fired("one", name)) for name in ("before", "after")] == [1, 1]
+    assert arena.ledger.count("plain" if task == "plain" else "work") == 1
+    assert arena.unreached() == []
