@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -38,6 +39,27 @@ def test_select_takes_the_first_and_remembers_which_it_was(lab: Lab, deliver: De
     deliver(body)
     assert seen == [("late", None), ("late", None)]
     assert (seen[0].key, seen[0].value) == ("late", None)
+
+
+@everywhere
+@pytest.mark.parametrize("order", ["timer first", "promise first"])
+def test_a_timer_shares_the_commit_of_the_promise_behind_it(make_lab: Callable[..., Lab], order: str) -> None:
+    """What the manual advises: a kill after that does not set it anew."""
+    lab = make_lab(durable_flush_interval=20)  # nobody else commits
+    on_disk: list[str] = []
+
+    def body(ctx: DurableContext) -> Any:
+        late = ctx.timer(days=2) if order == "timer first" else None
+        promise = ctx.promise("approval")
+        late = late or ctx.timer(days=2)
+        on_disk[:] = lab.entries()
+        return ctx.select(approval=promise, late=late)
+
+    Delivery(lab).suspends(body)
+    kept = ["0 TIMER timer", "1 PROMISE approval"] if order == "timer first" else ["0 PROMISE approval"]
+    assert on_disk == kept
+    # At the latest with the suspension.
+    assert "TIMER" in " ".join(lab.entries())
 
 
 @everywhere
