@@ -11,7 +11,7 @@ from celery.app.task import Context
 
 from . import envelope as envelopes
 from .delivery import report
-from .errors import UnknownExecution, WrongState
+from .errors import JournalUnavailable, UnknownExecution, WrongState
 from .runtime import Runtime
 from .store import Operations
 from .store.children import kept_by
@@ -20,7 +20,7 @@ from .store.records import EntryKind, Execution, PayloadKind, PromiseState, Stat
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["Cancelled", "after_cancel", "cancel", "cancel_all", "cancel_children"]
+__all__ = ["Cancelled", "after_cancel", "cancel", "cancel_all", "cancel_children", "reason_of", "tell_celery"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,20 @@ def cancel(app: Celery, execution_id: str, reason: str) -> Cancelled:
             return Cancelled(row, None, state)
     elif _is_told(app, execution_id):
         raise WrongState(f"execution {execution_id} is cancelled already; there is nothing to cancel.")
-    return Cancelled(row, _tell_celery(app, runtime, operations, row, reason))
+    request = _request(app, runtime, operations, row)
+    ignored = request is not None and request.ignore_result
+    return Cancelled(row, tell_celery(app, execution_id, reason, request, store=not ignored))
+
+
+def reason_of(runtime: Runtime, pk: int) -> str:
+    """Why an execution was cancelled, as far as that is known."""
+    try:
+        stored = Operations(runtime.database, namespace=runtime.settings.namespace).payload(pk, PayloadKind.REASON)
+    # It is cancelled all the same.
+    except JournalUnavailable as error:
+        logger.warning("it cannot be told why an execution was cancelled: %s", error)
+        stored = None
+    return "it was cancelled" if stored is None else stored.data.decode(errors="replace")
 
 
 def after_cancel(app: Celery, row: Execution, reason: str) -> None:
@@ -124,18 +137,21 @@ def _is_told(app: Celery, execution_id: str) -> bool:
         return False
 
 
-def _tell_celery(app: Celery, runtime: Runtime, operations: Operations, row: Execution, reason: str) -> str | None:
-    """Let waiting callers, and the chord it is part of, know.
+def tell_celery(
+    app: Celery, execution_id: str, reason: str, request: Any, *, store: bool, task: Any = None
+) -> str | None:
+    """Let callers that wait for an execution, and the chord it is part of, know that it is cancelled.
 
+    :param request: of its task; None where it is not known.
+    :param store: its result is kept.
+    :param task: its task, which may have a result backend of its own; None where this process need not know it.
     :returns: what went wrong.
     """
     before = _state._tls.current_app  # type: ignore[attr-defined]
     try:
         # Older backends look up the results of a chord in whatever application is current.
         app.set_current()
-        request = _request(app, runtime, operations, row)
-        store = not (request is not None and request.ignore_result)
-        app.backend.mark_as_revoked(row.id, reason, request, store_result=store)
+        (task or app).backend.mark_as_revoked(execution_id, reason, request, store_result=store)
     # Any backend, any client library; the execution is cancelled all the same.
     except Exception as error:
         return f"{type(error).__name__}: {error}"

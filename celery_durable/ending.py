@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from celery.exceptions import Ignore, Reject, Retry, TaskPredicate
 
 from . import envelope as envelopes
-from .cancelling import cancel_children
+from .cancelling import cancel_children, reason_of, tell_celery
 from .control import Cancelled, Park, Suspend, Waiting
 from .errors import JournalUnavailable, LeaseLost
 from .expiry import warn_of_chord
@@ -51,7 +51,7 @@ class Ending:
 
     def finish(self, run: Run, state: State, outcome: StoredPayload | None, *, dispatched: bool = False) -> None:
         told = dispatched or self._session.eager or (state is State.COMPLETED and self._session.tells_nobody())
-        child = self._child_end(state, outcome)
+        child = self._child_end(run, state, outcome)
         reached("task.before_outcome", run.execution_id)
         if child is not None:
             reached("child.before_settle", run.execution_id)
@@ -69,7 +69,7 @@ class Ending:
         if waking is not None:
             wake(self._session.task.app, waking)
 
-    def _child_end(self, state: State, outcome: StoredPayload | None) -> ChildEnd | None:
+    def _child_end(self, run: Run, state: State, outcome: StoredPayload | None) -> ChildEnd | None:
         """What the parent is told, where this is the task whose end it waits for."""
         request = self._session.request
         promise = request.__dict__.get(envelopes.CHILD_HEADER)
@@ -77,9 +77,11 @@ class Ending:
             return None
         kept = _KEPT[state]
         if outcome is None:
-            # A body that left by Ignore has no value; one that was cancelled may not have said why.
-            blank = StoredPayload(*self._runtime.codec.encode({"value": None}, "no value"))
-            outcome = blank if kept is PromiseState.RESOLVED else StoredPayload(0, b"it was cancelled")
+            # A body that left by Ignore has no value.
+            if kept is PromiseState.RESOLVED:
+                outcome = StoredPayload(*self._runtime.codec.encode({"value": None}, "no value"))
+            else:
+                outcome = StoredPayload(0, reason_of(self._runtime, run.fence.pk).encode())
         return ChildEnd(promise, kept, outcome, self._runtime.settings.namespace)
 
     def _commit(self, run: Run, settle: Callable[[Batch], T]) -> T:
@@ -157,6 +159,7 @@ class Ending:
 
     def _cancelled(self, run: Run) -> None:
         """What it did is undone; whoever waits for the result, and the chord it is part of, are told."""
+        reason = reason_of(self._runtime, run.fence.pk)
         self.finish(run, State.CANCELLED, None)
         # What it has started after its cancellation was asked for.
         cancel_children(
@@ -164,19 +167,23 @@ class Ending:
             run.fence.pk,
             run.opened.base_generation,
             run.generation,
-            f"its parent {run.execution_id} was cancelled",
+            f"its parent {run.execution_id} was cancelled: {reason}",
         )
         if not self._session.eager:
-            self.tell_cancelled(run.fence.pk)
+            self.tell_cancelled(run.fence.pk, reason)
 
-    def tell_cancelled(self, pk: int) -> None:
+    def tell_cancelled(self, pk: int, reason: str | None = None) -> None:
+        """Let Celery know.
+
+        :param reason: why; None: look it up.
+        """
         task, request = self._session.task, self._session.request
         self._runtime.returning.pop(request.id, None)
-        try:
-            store = not (request.ignore_result or task.ignore_result)
-            task.backend.mark_as_revoked(request.id, "it was cancelled", request=request, store_result=store)
-        except Exception as error:
-            logger.warning("the result backend was not told that %s is cancelled: %s", request.id, error)
+        store = not (request.ignore_result or task.ignore_result)
+        why = reason_of(self._runtime, pk) if reason is None else reason
+        problem = tell_celery(task.app, str(request.id), why, request, store=store, task=task)
+        if problem is not None:
+            logger.warning("the result backend was not told that %s is cancelled: %s", request.id, problem)
         else:
             self._runtime.keeper.dispatched(pk)
 
@@ -294,7 +301,7 @@ class Ending:
         """The run has gone on without its journal, and Celery is told how it ended: record that as soon as the
         database answers, or recovery would have the body run again.
         """
-        owner, child = self._session.owner, self._child_end(state, outcome)
+        owner, child = self._session.owner, self._child_end(run, state, outcome)
         if child is not None:
             child = child._replace(namespace=None)
         self._when_back(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from celery import Celery, chain, group
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, TaskRevokedError
 
 from celery_durable import (
     ChildCancelled,
@@ -212,6 +212,65 @@ def test_who_ends_a_child_from_outside_tells_its_parent(lab: Lab, deliver: Deliv
     assert [type(error) for error in caught] == [ChildCancelled, ChildFailed]
     assert caught[0].reason == "an operator said so"
     assert isinstance(caught[1].error, TimeoutError)
+
+
+@everywhere
+def test_who_waits_for_something_that_is_undone_first_hears_why_it_was_cancelled(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(result_backend="cache+memory://")
+    deliver, family = Delivery(lab), Family(lab)
+    book = StepDescriptor.idempotent("book", compensate=lab.operation("undo"))
+
+    def books(task: Any) -> None:
+        task.durable.step(book, lab.operation("book"))
+        task.durable.sleep(60)
+
+    child, caught = lab.task("books", books), []
+
+    def body(ctx: DurableContext) -> None:
+        try:
+            ctx.call(child.s())
+        except ChildCancelled as error:
+            caught.append(error)
+
+    deliver.suspends(body)
+    [known] = family.started()
+    family.run(child, known)
+    assert lab.state(known) is State.SUSPENDED
+    cancel(lab.app, known, "the customer left")
+    assert (lab.state(known), lab.ledger.count("undo")) == (State.PENDING, 0)
+    family.run(child, known)
+    assert (lab.state(known), lab.ledger.count("undo")) == (State.CANCELLED, 1)
+    with pytest.raises(TaskRevokedError, match="the customer left"):
+        lab.app.AsyncResult(known).get(timeout=1)
+    deliver(body)
+    assert [error.reason for error in caught] == ["the customer left"]
+
+
+@everywhere
+def test_who_cancels_a_parent_that_is_undone_says_why_to_its_children(
+    lab: Lab, deliver: Delivery, family: Family
+) -> None:
+    book = StepDescriptor.idempotent("book", compensate=lab.operation("undo"))
+
+    def body(ctx: DurableContext) -> None:
+        ctx.step(book, lab.operation("book"))
+        ctx.call(family.kid.s(1))
+
+    # Recorded, and cancelled at once: whoever cancels has not seen the child yet.
+    def cancels(point: str, *_: Any) -> None:
+        if point == "child.before_record":
+            lab.operations.cancel("one", "the customer left")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("celery_durable.calls.reached", cancels)
+        deliver.suspends(body)
+    [child] = family.started()
+    assert lab.state(child) is State.PENDING
+    assert deliver.due() == ["one"]
+    with pytest.raises(Left, match="cancelled"):
+        deliver(body)
+    assert (lab.state(child), lab.ledger.count("undo")) == (State.CANCELLED, 1)
+    assert lab.reason(child) == "its parent one was cancelled: the customer left"
 
 
 @everywhere
