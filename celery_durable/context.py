@@ -29,6 +29,7 @@ from .scope import ScopeState
 from .step import Step, StepDescriptor, StepRecord, check_assumed, check_compensation
 from .store.records import META, Entry, EntryKind, Journaled
 from .transaction import TransactionMethods
+from .transactional import check_operation
 from .undoing import UndoingContext
 from .waiting import WaitingContext
 
@@ -328,6 +329,7 @@ class DurableContext(WaitingContext, CallingContext, TransactionMethods, Undoing
             op = op.operation
         check_assumed(descriptor, op)
         check_compensation(descriptor, op)
+        check_operation(descriptor.name, descriptor.transaction, op)
         return descriptor, op
 
     # -- the ends of a body ---------------------------------------------------------------------------------

@@ -9,17 +9,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
+import threading
 import time
 import weakref
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.mysql.base import MySQLDialect
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.dialects.sqlite.base import SQLiteDialect
 
+from .coroutines import without_loop
 from .errors import ConfigurationError, TransactionMisused
 from .store.same import IDENTITY, different, file_of, told
 from .store.transactions import NotCommitted, Unsure, is_conflict
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
     from .store.records import Batch
     from .store.transactions import Transactions
 
-__all__ = ["Borrowed", "DjangoOpened", "alias_of", "in_atomic", "on_commit", "opened", "verify_alias"]
+__all__ = ["Borrowed", "DjangoOpened", "alias_of", "in_atomic", "on_commit", "opened", "outside_loop", "verify_alias"]
+
+T = TypeVar("T")
 
 #: Vendor, as Django calls it -> how its SQL is written, with parameters as Django's cursors take them.
 _DIALECTS: dict[str, Callable[..., sa.Dialect]] = {
@@ -181,15 +185,16 @@ def _dialect(vendor: str) -> sa.Dialect:
 class DjangoOpened:
     """An open ``atomic()`` block of a transactional step."""
 
-    #: The operation's first arguments: none, for the ORM knows the connection.
-    given: tuple[Any, ...] = ()
-
     def __init__(self, transactions: Transactions, alias: str, deadline: float) -> None:
         self._transactions = transactions
         self._alias = alias
         self._deadline = deadline
         self.batch: Batch | None = None
         self.committing = False
+
+    def call(self, op: Any, *args: Any, **kwargs: Any) -> Any:
+        """What the operation returns. It is given nothing: the ORM knows the connection."""
+        return op(*args, **kwargs)
 
     def finish(self, batch: Batch | None) -> None:
         """Write the journal entry."""
@@ -247,6 +252,20 @@ def opened(transactions: Transactions, alias: str) -> Iterator[DjangoOpened]:
             # Of a hook, most likely: transaction.on_commit().
             raise Unsure(error, begun.batch, lost=False) from error
         raise
+
+
+def outside_loop(alias: str, work: Callable[[], T]) -> T:
+    """Work with Django's connections: they refuse themselves to a thread in which an event loop runs."""
+    here = threading.get_ident()
+
+    def work_and_close() -> T:
+        try:
+            return work()
+        finally:
+            if threading.get_ident() != here:
+                _connection(alias).close()  # it is that thread's own
+
+    return without_loop(work_and_close)
 
 
 def _is_usable(connection: Any, raw: Any) -> bool:

@@ -13,7 +13,7 @@ from .control import Suspend
 from .current import StepHandle, operation
 from .faults import reached
 from .protocol import failed, perform, succeeded
-from .transaction import transact_in
+from .transaction import transact_async, transact_in
 
 if TYPE_CHECKING:
     from .run import Run
@@ -110,6 +110,10 @@ async def drive_async(run: Run, call: StepCall, rows: list[Journaled] | None) ->
                 await asyncio.to_thread(run.flush)
                 if unstarted is not None:
                     run.check()
+            elif isinstance(action, Transact):
+                reached("step.before_effect", run.execution_id, call.descriptor.name)
+                run.counters.called += 1
+                answer = await transact_async(run, call, action)
             elif isinstance(action, Ask):
                 args = (action.handle, *call.args)
                 answer = await _operate_async(action.handle, action.reconcile, args, call.kwargs)

@@ -23,6 +23,7 @@ from .replay import ReplayCursor
 from .scope import ScopeState
 from .step import StepDescriptor, StepRecord
 from .transaction import run_plainly as transact_plainly
+from .transaction import run_plainly_async as transact_plainly_async
 from .transactional import AnyTransactional
 from .waits import Sleep, Wait
 
@@ -146,10 +147,10 @@ class PlainContext(DurableContext):
             finally:
                 operation.reset(token)
 
+        if descriptor.transaction is not None:
+            op = self._in_transaction(descriptor.transaction, op, is_async)
         if is_async:
             return later()
-        if descriptor.transaction is not None:
-            op = self._in_transaction(descriptor.transaction, op)
         token = operation.set(handle)
         try:
             return record(op(*args, **kwargs))
@@ -203,12 +204,13 @@ class PlainContext(DurableContext):
             "directly. Call it with delay() or apply_async(), or for a test with apply()."
         )
 
-    def _in_transaction(self, how: AnyTransactional, op: Callable[..., Any]) -> Callable[..., Any]:
+    def _in_transaction(self, how: AnyTransactional, op: Callable[..., Any], is_async: bool) -> Callable[..., Any]:
         from .runtime import Runtime
 
         if self._application is None:
             raise JournalUnavailable("a transactional step needs the journal's database, and this run goes on without.")
-        return functools.partial(transact_plainly, Runtime.of(self._app()).transactions, how, op)
+        transact = transact_plainly_async if is_async else transact_plainly
+        return functools.partial(transact, Runtime.of(self._app()).transactions, how, op)
 
     def _check_left(self, scope: ScopeState, what: str) -> None:
         """There is no journal that could hold more."""

@@ -15,6 +15,7 @@ from .effects import UNSET, Effect, Guard, Intent, OnAmbiguous, Policy, guarded
 from .errors import AmbiguityPolicyRequired, ConfigurationError
 from .retry import Retry
 from .transactional import AnyTransactional, DjangoTransactional, Giver, Isolation, Transactional, transactional
+from .transactional import check_operation as check_transaction
 
 __all__ = ["Step", "StepDescriptor", "StepRecord", "check_name", "describe", "return_types", "step"]
 
@@ -382,11 +383,7 @@ def step(
             compensate=compensate,
         )
         check_assumed(descriptor, op)
-        if descriptor.transaction is not None and inspect.iscoroutinefunction(op):
-            raise ConfigurationError(
-                f"step {descriptor.name!r}: the operation of a transactional step is a plain function, in async bodies "
-                "too."
-            )
+        check_transaction(descriptor.name, descriptor.transaction, op)
         check_compensation(descriptor, op)
         return Step(op, descriptor)
 

@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import inspect
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, get_type_hints, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
 
-from sqlalchemy import event
-from sqlalchemy.engine import Connection
-from sqlalchemy.exc import DBAPIError, OperationalError, PendingRollbackError
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.exc import DBAPIError
 
 from . import django_orm
 from .actions import StepCall, Transact
+from .coroutines import in_own_loop
 from .current import operation
-from .errors import ConfigurationError, JournalUnavailable, LeaseLost, TransactionMisused
+from .errors import ConfigurationError, JournalUnavailable, LeaseLost
 from .faults import reached
+from .opened import AsyncOpened, Opened, giver_for
 from .step import Step, StepDescriptor
+from .store.asynchronous import AsyncDatabase
 from .store.records import Batch
-from .store.transactions import NotCommitted, Transactions, Unsure, is_conflict, is_lost
-from .transactional import AnyTransactional, DjangoTransactional
+from .store.transactions import NotCommitted, Transactions, Unsure, is_conflict
+from .transactional import AnyTransactional, DjangoTransactional, check_operation, is_asynchronous
 
 if TYPE_CHECKING:
     from .run import Run
     from .scope import ScopeState
 
-__all__ = ["TransactionMethods", "carry_out", "run_plainly", "transact_in"]
+__all__ = ["TransactionMethods", "carry_out", "run_plainly", "run_plainly_async", "transact_async", "transact_in"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -60,7 +59,8 @@ class TransactionMethods:
 
         :param what: the step's name, or a descriptor (:meth:`StepDescriptor.transactional`); may be left out: then the
             step has the function's name.
-        :param op: a plain function, whose first argument is the session.
+        :param op: a function whose first argument is the session. A coroutine function is given an ``AsyncSession``, or
+            an ``AsyncConnection`` where it is annotated so, and gives an awaitable.
         :returns: the operation's value, as the journal gives it back.
         :raises TransactionMisused: when the operation ends the transaction itself.
         :raises TransactionTimeout: when it takes longer than ``durable_transaction_timeout``.
@@ -73,7 +73,9 @@ class TransactionMethods:
             raise ConfigurationError("transaction() needs a function: transaction(function, ...).")
         op, given = (args[0], args[1:]) if named else (what, args)
         descriptor = _describe(what if named else None, op)
-        return self._call(self._here(), descriptor, op.operation if isinstance(op, Step) else op, given, kwargs, False)
+        op = op.operation if isinstance(op, Step) else op
+        check_operation(descriptor.name, descriptor.transaction, op)
+        return self._call(self._here(), descriptor, op, given, kwargs, inspect.iscoroutinefunction(op))
 
 
 def _describe(what: str | StepDescriptor | None, op: Any) -> StepDescriptor:
@@ -81,11 +83,6 @@ def _describe(what: str | StepDescriptor | None, op: Any) -> StepDescriptor:
         raise ConfigurationError(
             f"transaction() takes a function, perhaps after a name or a StepDescriptor, not {op!r}: "
             "transaction(function, argument, ...)."
-        )
-    if inspect.iscoroutinefunction(op.operation if isinstance(op, Step) else op):
-        raise ConfigurationError(
-            f"{op!r} is a coroutine function; the operation of a transactional step is a plain one, in async bodies "
-            "too."
         )
     if isinstance(what, StepDescriptor):
         if what.transaction is None:
@@ -104,106 +101,21 @@ def _describe(what: str | StepDescriptor | None, op: Any) -> StepDescriptor:
 # -- one transaction ----------------------------------------------------------------------------------------------
 
 
-class _Opened:
-    """An open transaction, and what the operation gets of it.
-
-    :param giver: ``Connection``, a ``Session`` class, or a ``sessionmaker``.
-    """
-
-    def __init__(self, transactions: Transactions, connection: Connection, deadline: float, giver: Any) -> None:
-        self._transactions = transactions
-        self._deadline = deadline
-        self._connection = connection
-        self._ending = False
-        event.listen(connection, "commit", self._on_commit)
-        self._session: Session | None = None
-        try:
-            if giver is Connection:
-                connection.begin()
-            else:
-                # Its own factory may name other databases.
-                several = isinstance(giver, sessionmaker) and giver.kw.get("binds")
-                self._session = giver(bind=connection, binds={}) if several else giver(bind=connection)
-                self._session.connection()
-        except DBAPIError as error:
-            raise NotCommitted(error, conflict=False) from error
-        self._root = connection.get_transaction()
-        #: The operation's first arguments.
-        self.given: tuple[Any, ...] = (self._session or connection,)
-
-    def _on_commit(self, connection: Connection) -> None:
-        if not self._ending:
-            # Said to the driver: SQLAlchemy takes a transaction whose commit failed for one that has ended, and would
-            # hand the connection on with what the operation wrote.
-            connection.connection.rollback()
-            raise TransactionMisused(
-                "the operation of a transactional step must not commit: its rows and the step's journal entry are "
-                "committed together when it returns. For savepoints: with session.begin_nested(): ..."
-            )
-
-    def finish(self, batch: Batch | None) -> None:
-        """Write the rest: what the session holds, and the journal entry."""
-        self._check()
-        if self._session is not None:
-            try:
-                self._session.flush()
-            except PendingRollbackError as error:
-                raise TransactionMisused(
-                    "the operation has swallowed an error of its session, which has rolled the transaction back by "
-                    "then. Try what may fail inside a savepoint: with session.begin_nested(): ..."
-                ) from error
-        if time.monotonic() >= self._deadline:
-            # Not all drivers can be interrupted while they wait for the operation.
-            raise self._transactions.too_late()
-        if batch is not None:
-            self._transactions.write_entry(self._connection, batch)
-
-    def _check(self) -> None:
-        connection, root = self._connection, self._root
-        if connection.invalidated:
-            error = OperationalError("", None, Exception("the connection was lost"), connection_invalidated=True)
-            raise NotCommitted(error, conflict=False)
-        if connection.closed or root is None or connection.get_transaction() is not root or not root.is_active:
-            raise TransactionMisused(
-                "the operation of a transactional step must neither roll back nor close: to undo what it did, let it "
-                "raise an exception. For savepoints: with session.begin_nested(): ..."
-            )
-
-    def commit(self, batch: Batch | None) -> None:
-        """Commit all of it.
-
-        :raises NotCommitted: when another transaction was in the way.
-        :raises Unsure: when it failed otherwise.
-        """
-        self._ending = True
-        assert self._root is not None
-        try:
-            (self._session or self._root).commit()
-        except Exception as error:
-            if is_conflict(error):
-                raise NotCommitted(error, conflict=True) from error
-            raise Unsure(error, batch, lost=is_lost(error)) from error
-
-    def close(self) -> None:
-        """Roll back what was not committed."""
-        self._ending = True
-        if self._session is not None:
-            self._session.close()
-        if not self._connection.closed and self._connection.in_transaction():
-            self._connection.rollback()
-
-
 @contextlib.contextmanager
 def _opened(
     transactions: Transactions, options: AnyTransactional, op: Any
-) -> Iterator[_Opened | django_orm.DjangoOpened]:
+) -> Iterator[Opened | django_orm.DjangoOpened]:
     if isinstance(options, DjangoTransactional):
         with django_orm.opened(transactions, options.using) as atomic:
             yield atomic
         return
-    giver = options.session or giver_of(op)
-    with transactions.connected(options.isolation) as (connection, deadline):
-        opened = _Opened(transactions, connection, deadline, giver)
+    giver: Any = giver_for(op, options.session)
+    database = transactions.asynchronous if is_asynchronous(giver) else transactions.plain
+    with transactions.connected(database, options.isolation) as (connection, deadline):
+        if isinstance(database, AsyncDatabase):
+            opened: Opened = AsyncOpened(transactions, connection, deadline, giver, database.asynchronous)
+        else:
+            opened = Opened(transactions, connection, deadline, giver)
         try:
             yield opened
         except DBAPIError as error:
@@ -212,29 +124,6 @@ def _opened(
             raise
         finally:
             opened.close()
-
-
-@functools.lru_cache(maxsize=1024)
-def giver_of(op: Any) -> Any:
-    """What an operation wants to be given: by the annotation of its first parameter, a ``Session`` by default."""
-    try:
-        first = next(iter(inspect.signature(op).parameters.values()), None)
-    except (TypeError, ValueError):
-        return Session
-    if first is None:
-        raise ConfigurationError(
-            f"{op!r} takes no arguments; the operation of a transactional step is given a session as its first one."
-        )
-    wanted = first.annotation
-    if isinstance(wanted, str):
-        try:
-            wanted = get_type_hints(op).get(first.name)
-        except Exception:
-            # Imported for type checkers only, perhaps; the text is all there is.
-            wanted = Connection if wanted.rpartition(".")[2] == "Connection" else Session
-    if isinstance(wanted, type) and issubclass(wanted, (Connection, Session)):
-        return wanted
-    return Session
 
 
 # -- with the journal ---------------------------------------------------------------------------------------------
@@ -255,6 +144,11 @@ def transact_in(run: Run, call: StepCall, action: Transact) -> tuple[Any, Except
     if answer[1] is None:
         run.buffer.verified_at = time.monotonic()
     return answer
+
+
+async def transact_async(run: Run, call: StepCall, action: Transact) -> tuple[Any, Exception | None]:
+    """The same for an operation that is a coroutine function."""
+    return await in_own_loop(lambda: transact_in(run, call, action))
 
 
 def carry_out(
@@ -278,7 +172,7 @@ def carry_out(
             with _opened(transactions, options, call.op) as opened:
                 token = operation.set(action.handle)
                 try:
-                    value = call.op(*opened.given, *call.args, **call.kwargs)
+                    value = opened.call(call.op, *call.args, **call.kwargs)
                 finally:
                     operation.reset(token)
                 reached("step.after_effect", call.execution_id, name)
@@ -293,7 +187,7 @@ def carry_out(
         return again
 
     try:
-        return transactions.until_done(attempt, options.tries), None
+        return _until_done(transactions, options, attempt), None
     except JournalUnavailable:
         raise
     except Exception as error:  # LeaseLost is none
@@ -309,11 +203,24 @@ def run_plainly(
         value: Any = None
         try:
             with _opened(transactions, options, op) as opened:
-                value = op(*opened.given, *args, **kw)
+                value = opened.call(op, *args, **kw)
                 opened.finish(None)
                 opened.commit(None)
         except Unsure as unsure:
             transactions.find_out(unsure)
         return value
 
+    return _until_done(transactions, options, attempt)
+
+
+async def run_plainly_async(
+    transactions: Transactions, options: AnyTransactional, op: Callable[..., Any], *args: Any, **kw: Any
+) -> Any:
+    """The same for an operation that is a coroutine function."""
+    return await in_own_loop(lambda: run_plainly(transactions, options, op, *args, **kw))
+
+
+def _until_done(transactions: Transactions, options: AnyTransactional, attempt: Callable[[], Any]) -> Any:
+    if isinstance(options, DjangoTransactional):
+        return django_orm.outside_loop(options.using, lambda: transactions.until_done(attempt, options.tries))
     return transactions.until_done(attempt, options.tries)

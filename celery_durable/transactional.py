@@ -2,22 +2,58 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from dataclasses import dataclass
-from typing import Any, Final, Literal, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, overload
 
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, sessionmaker
 
 from .errors import ConfigurationError
 
-__all__ = ["AnyTransactional", "DjangoTransactional", "Giver", "Isolation", "Transactional", "transactional"]
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker
+
+__all__ = [
+    "AnyTransactional",
+    "DjangoTransactional",
+    "Giver",
+    "Isolation",
+    "Transactional",
+    "check_operation",
+    "is_asynchronous",
+    "is_giver",
+    "transactional",
+]
 
 #: Isolation levels that the three databases have in common.
 Isolation = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 _LEVELS: Final = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
 
-#: What makes the operation's first argument.
-Giver = type[Connection] | type[Session] | sessionmaker[Any]
+#: What makes the operation's first argument; the asynchronous ones are for coroutine functions.
+Giver: TypeAlias = (
+    "type[Connection] | type[Session] | sessionmaker[Any] "
+    "| type[AsyncConnection] | type[AsyncSession] | async_sessionmaker[Any]"
+)
+
+
+def is_giver(given: Any) -> bool:
+    """Whether it can make an operation's first argument."""
+    return _is_one_of(given, (Connection, Session), sessionmaker) or is_asynchronous(given)
+
+
+def is_asynchronous(given: Any) -> bool:
+    """Whether it can make that of a coroutine function."""
+    # Who has one has imported it. Without greenlet, it cannot be imported.
+    parts = sys.modules.get("sqlalchemy.ext.asyncio")
+    return parts is not None and _is_one_of(
+        given, (parts.AsyncConnection, parts.AsyncSession), parts.async_sessionmaker
+    )
+
+
+def _is_one_of(given: Any, classes: tuple[type, ...], factory: type) -> bool:
+    return isinstance(given, factory) or (isinstance(given, type) and issubclass(given, classes))
 
 
 def _check_tries(tries: Any) -> None:
@@ -32,8 +68,9 @@ class Transactional:
     :raises ConfigurationError: for values that make no sense.
     """
 
-    #: What the operation gets: ``Connection``, a ``Session`` class, or a ``sessionmaker``. ``None``: as the annotation
-    #: of its first parameter says, and a ``Session`` where that says nothing.
+    #: What the operation gets: ``Connection``, a ``Session`` class, or a ``sessionmaker``; for a coroutine function,
+    #: ``AsyncConnection``, an ``AsyncSession`` class, or an ``async_sessionmaker``. ``None``: as the annotation of its
+    #: first parameter says, and a ``Session`` or ``AsyncSession`` where that says nothing.
     session: Giver | None = None
     #: The transaction's isolation level; ``None``: READ COMMITTED. SQLite is always serializable.
     isolation: Isolation | None = None
@@ -42,10 +79,10 @@ class Transactional:
 
     def __post_init__(self) -> None:
         given: Any = self.session
-        is_class = isinstance(given, type) and issubclass(given, (Connection, Session))
-        if given is not None and not is_class and not isinstance(given, sessionmaker):
+        if given is not None and not is_giver(given):
             raise ConfigurationError(
-                f"transactional(session=...) takes Connection, a Session class or a sessionmaker, not {given!r}."
+                "transactional(session=...) takes Connection, a Session class or a sessionmaker, or for a coroutine "
+                f"function AsyncConnection, an AsyncSession class or an async_sessionmaker, not {given!r}."
             )
         if self.isolation is not None and self.isolation not in _LEVELS:
             raise ConfigurationError(
@@ -77,6 +114,19 @@ class DjangoTransactional:
 AnyTransactional = Transactional | DjangoTransactional
 
 
+def check_operation(name: str, how: AnyTransactional | None, op: Any) -> None:
+    """Refuse a coroutine function in a transaction of Django's, which has none for them.
+
+    :param name: of the step.
+    :raises ConfigurationError: names it.
+    """
+    if isinstance(how, DjangoTransactional) and inspect.iscoroutinefunction(op):
+        raise ConfigurationError(
+            f"step {name!r}: Django's transactions are for plain functions; with using=, the operation of a "
+            "transactional step is a plain one, in async bodies too."
+        )
+
+
 @overload
 def transactional(
     *, session: Giver | None = None, isolation: Isolation | None = None, tries: int = 5
@@ -99,8 +149,9 @@ def transactional(
     Its operation gets a session or connection as its first argument, which the caller does not pass. What it writes
     commits together with the step's journal entry: exactly once. It must not commit, and may be run several times.
 
-    :param session: what the operation gets: ``Connection``, a ``Session`` class or a ``sessionmaker``. Default: what
-        the annotation of its first parameter says, and a ``Session`` where that says nothing.
+    :param session: what the operation gets: ``Connection``, a ``Session`` class or a ``sessionmaker``; for a coroutine
+        function ``AsyncConnection``, an ``AsyncSession`` class or an ``async_sessionmaker``. Default: what the
+        annotation of its first parameter says, and a ``Session`` or ``AsyncSession`` where that says nothing.
     :param isolation: the transaction's isolation level; default READ COMMITTED. SQLite is always serializable.
     :param tries: how often the operation is run at most, where the database undoes the transaction because of another
         one (serialization failures, dead-locks).

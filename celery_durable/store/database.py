@@ -90,7 +90,7 @@ class Database:
     """
 
     def __init__(self, url: str, *, timeout: float = 5.0, pooled: bool = True) -> None:
-        self.url = parse_url(url)
+        self.url = self._parse(url)
         self.timeout = timeout
         self.pooled = pooled
         self.dialect: str = {"mariadb": "mysql"}.get(self.url.get_backend_name(), self.url.get_backend_name())
@@ -102,6 +102,9 @@ class Database:
         self._pid: int | None = None
         self._checked = False
 
+    def _parse(self, url: str) -> URL:
+        return parse_url(url)
+
     # -- engine ---------------------------------------------------------------------------------------------
 
     @property
@@ -111,6 +114,10 @@ class Database:
             self._make_engine()
         assert self._engine is not None
         return self._engine
+
+    def connect(self) -> Connection:
+        """A connection of this process's engine."""
+        return self.engine.connect()
 
     @property
     def in_memory(self) -> bool:
@@ -163,6 +170,8 @@ class Database:
                     "read_timeout": seconds,
                     "write_timeout": seconds,
                 }
+            elif self.url.get_driver_name() == "aiomysql":
+                options["connect_args"] = {"connect_timeout": seconds}
         if self.in_memory:
             # One connection for all threads, handed from one to the next.
             options.update(poolclass=QueuePool, pool_size=1, max_overflow=0, pool_timeout=self.timeout)
@@ -178,13 +187,16 @@ class Database:
                 pool_use_lifo=True,
                 pool_recycle=1800,
             )
-        engine = sa.create_engine(self.url, **options)
+        engine = self._new_engine(options)
         if self.dialect == "sqlite":
             event.listen(engine, "connect", self._on_sqlite_connect)
             event.listen(engine, "begin", _begin_immediate)
         if self._watchdog is not None:
             self._watchdog.attend(engine)
         return engine
+
+    def _new_engine(self, options: dict[str, Any]) -> Engine:
+        return sa.create_engine(self.url, **options)
 
     def _given(self, name: str) -> str:
         """A parameter of the URL's query."""

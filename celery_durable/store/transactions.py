@@ -14,6 +14,7 @@ from sqlalchemy import exc
 from sqlalchemy.engine import Connection
 
 from ..errors import JournalUnavailable, TransactionMisused, TransactionTimeout
+from .asynchronous import AsyncDatabase
 from .database import Database
 from .journal import Journal
 from .records import Batch
@@ -73,6 +74,23 @@ class Transactions:
         self._database = (
             database if database.dialect == "sqlite" else Database(_patient(database, timeout), timeout=timeout)
         )
+        self._asynchronous: AsyncDatabase | None = None
+
+    @property
+    def asynchronous(self) -> AsyncDatabase:
+        """For operations that are coroutine functions; made on first use.
+
+        :raises ConfigurationError: see there.
+        """
+        if self._asynchronous is None:
+            url = self._database.url.render_as_string(hide_password=False)
+            self._asynchronous = AsyncDatabase(url, timeout=self._database.timeout)
+        return self._asynchronous
+
+    @property
+    def plain(self) -> Database:
+        """For operations that are plain functions."""
+        return self._database
 
     @property
     def database(self) -> Database:
@@ -83,21 +101,23 @@ class Transactions:
         """Close this process's connections."""
         if self._database is not self._journal_database:
             self._database.dispose()
+        # Of those for coroutine functions none is kept open.
 
     # -- one try --------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def connected(self, isolation: str | None) -> Iterator[tuple[Connection, float]]:
+    def connected(self, database: Database, isolation: str | None) -> Iterator[tuple[Connection, float]]:
         """A connection for one transaction, and when that has to be over (``time.monotonic()``).
 
+        :param database: :attr:`plain` or :attr:`asynchronous`.
         :raises NotCommitted: where the database cannot be reached.
         :raises TransactionTimeout: when it took too long.
         """
         deadline = time.monotonic() + self.timeout
         entered = False
         try:
-            with self._database._until(deadline):
-                connection = self._database.engine.connect()
+            with database._until(deadline):
+                connection = database.connect()
                 with connection:
                     if isolation is not None and connection.dialect.name != "sqlite":
                         connection.execution_options(isolation_level=isolation)

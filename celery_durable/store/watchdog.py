@@ -104,7 +104,8 @@ class Watchdog:
 
     def _guard(self, connection: Any) -> None:
         guard = getattr(self._here, "guard", None)
-        fileno = getattr(connection, "fileno", None)
+        # A driver of asyncio's is inside of what SQLAlchemy makes of it.
+        fileno = getattr(getattr(connection, "driver_connection", connection), "fileno", None)
         if guard is None or fileno is None:
             return
         deadline, numbers = guard

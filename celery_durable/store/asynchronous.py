@@ -1,0 +1,103 @@
+"""The journal's database by a driver for asyncio: for operations that are coroutine functions, and for nothing else."""
+
+from __future__ import annotations
+
+import threading
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import exc
+from sqlalchemy.engine import URL, Connection, Engine, make_url
+
+from ..errors import ConfigurationError
+from .database import Database
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+__all__ = ["AsyncDatabase", "asyncio_of_sqlalchemy"]
+
+#: Kind of database -> driver for asyncio, and the package that it comes with.
+_DRIVERS: Final = {
+    "postgresql": ("postgresql+psycopg", "psycopg[binary]"),
+    "mysql": ("mysql+aiomysql", "aiomysql"),
+    "mariadb": ("mariadb+aiomysql", "aiomysql"),
+    "sqlite": ("sqlite+aiosqlite", "aiosqlite"),
+}
+
+
+def asyncio_of_sqlalchemy() -> Any:
+    """The module ``sqlalchemy.ext.asyncio``.
+
+    :raises ConfigurationError: where it cannot work.
+    """
+    try:
+        import_module("greenlet")
+        return import_module("sqlalchemy.ext.asyncio")
+    except ImportError as error:
+        raise ConfigurationError(
+            "a transactional step whose operation is a coroutine function needs greenlet, as all of SQLAlchemy's "
+            "asyncio does: pip install 'sqlalchemy[asyncio]'."
+        ) from error
+
+
+class AsyncDatabase(Database):
+    """The same database by a driver for asyncio. Its connections are used in greenlets of SQLAlchemy's only, and each
+    is closed after its use: they belong to the event loop that they were opened in.
+
+    :param url: of the journal's database, with a driver that is none for asyncio.
+    :raises ConfigurationError: where there is no such driver, or the journal is in memory.
+    """
+
+    def __init__(self, url: str, *, timeout: float) -> None:
+        super().__init__(url, timeout=timeout, pooled=False)
+        self._first = threading.Lock()
+        #: The engine that has connected before.
+        self._known: Engine | None = None
+
+    @property
+    def asynchronous(self) -> AsyncEngine:
+        """This process's engine, for coroutines."""
+        engine: AsyncEngine = asyncio_of_sqlalchemy().AsyncEngine(self.engine)
+        return engine
+
+    def connect(self) -> Connection:
+        """A connection, in a greenlet of SQLAlchemy's.
+
+        :raises sqlalchemy.exc.SQLAlchemyError: where there is none.
+        """
+        engine = self.engine
+        if self._known is engine:
+            return engine.connect()
+        # SQLAlchemy asks a server what it is at the first connection, under a lock that belongs to one event loop; in
+        # another one it could not be waited for.
+        if not self._first.acquire(timeout=self.timeout):
+            raise exc.TimeoutError("another thread does not get its first connection")
+        try:
+            connection = engine.connect()
+            self._known = engine
+            return connection
+        finally:
+            self._first.release()
+
+    def _parse(self, url: str) -> URL:
+        given = make_url(url)
+        driver, package = _DRIVERS[given.get_backend_name()]
+        parsed = given.set(drivername=driver)
+        if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+            raise ConfigurationError(
+                "a transactional step whose operation is a coroutine function has a connection of its own, which "
+                "cannot lead to a journal in memory (durable_database_url). Put it into a file: 'sqlite:///file.db'."
+            )
+        try:
+            parsed.get_dialect(_is_async=True).import_dbapi()
+        except ImportError as error:
+            raise ConfigurationError(
+                "a transactional step whose operation is a coroutine function reaches the journal's database by a "
+                f"driver for asyncio, {driver!r}, which is not installed ({error}): pip install '{package}'. Or make "
+                "the operation a plain function."
+            ) from error
+        return parsed
+
+    def _new_engine(self, options: dict[str, Any]) -> Engine:
+        return asyncio_of_sqlalchemy().create_async_engine(self.url, **options).sync_engine  # type: ignore[no-any-return]
