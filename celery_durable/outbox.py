@@ -82,7 +82,8 @@ def enqueue(
     A durable task runs once. The message of any other task may be sent twice, after a crash.
 
     :param where: an SQLAlchemy ``Session`` or ``Connection`` of the journal's database, or ``connection`` of Django's,
-        inside ``atomic()``. Committing stays yours.
+        inside ``atomic()``. Committing stays yours. For an ``AsyncSession`` or ``AsyncConnection``, write
+        ``await session.run_sync(enqueue, task, ...)``.
     :param what: a task, or a signature: canvas too.
     :param args: positional arguments, as for ``apply_async``.
     :param kwargs: keyword arguments, as for ``apply_async``.
@@ -343,9 +344,10 @@ def _connection_of(where: Any) -> Connection:
     """
     if isinstance(where, scoped_session):
         where = where()
-    if hasattr(where, "sync_session") or hasattr(where, "sync_connection"):
+    if hasattr(where, "run_sync"):
+        name = "connection" if hasattr(where, "sync_connection") else "session"
         raise ConfigurationError(
-            f"enqueue() cannot wait for {type(where).__name__}; write: await session.run_sync(enqueue, task, (1, 2))."
+            f"enqueue() cannot wait for {type(where).__name__}; write: await {name}.run_sync(enqueue, task, (1, 2))."
         )
     if isinstance(where, Session):
         try:

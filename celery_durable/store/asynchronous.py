@@ -20,8 +20,8 @@ __all__ = ["AsyncDatabase", "asyncio_of_sqlalchemy"]
 #: Kind of database -> driver for asyncio, and the package that it comes with.
 _DRIVERS: Final = {
     "postgresql": ("postgresql+psycopg", "psycopg[binary]"),
-    "mysql": ("mysql+aiomysql", "aiomysql"),
-    "mariadb": ("mariadb+aiomysql", "aiomysql"),
+    "mysql": ("mysql+asyncmy", "asyncmy"),
+    "mariadb": ("mariadb+asyncmy", "asyncmy"),
     "sqlite": ("sqlite+aiosqlite", "aiosqlite"),
 }
 

@@ -170,7 +170,7 @@ class Database:
                     "read_timeout": seconds,
                     "write_timeout": seconds,
                 }
-            elif self.url.get_driver_name() == "aiomysql":
+            elif self.url.get_driver_name() == "asyncmy":
                 options["connect_args"] = {"connect_timeout": seconds}
         if self.in_memory:
             # One connection for all threads, handed from one to the next.

@@ -229,7 +229,7 @@ def is_conflict(error: BaseException) -> bool:
     if module.startswith("sqlite3"):
         return "locked" in str(origin)
     first = origin.args[0] if getattr(origin, "args", None) else None
-    return module.startswith(("pymysql", "MySQLdb", "mysql")) and first in _MYSQL_CODES
+    return module.startswith(("pymysql", "MySQLdb", "mysql", "asyncmy")) and first in _MYSQL_CODES
 
 
 def is_lost(error: BaseException) -> bool:

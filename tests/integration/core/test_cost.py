@@ -16,6 +16,7 @@ from celery import Celery
 from celery.contrib.testing.worker import start_worker
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from celery_durable import DurableTask, Effect, Intent, OnAmbiguous, State, StepDescriptor, enqueue, resolve
 from celery_durable.runtime import Runtime
@@ -209,6 +210,23 @@ def test_a_transactional_step_costs_the_one_commit_that_its_rows_cost_anyway(met
 
     entry = ("update execution", "insert journal")
     # What was buffered before goes first.
+    assert meter.cost(body) == [*LOOK, *OPEN, ("update guard", *entry), *FLUSH, ("update guard", *entry), *FINISH_EMPTY]
+
+
+def test_so_does_one_of_a_coroutine_function(meter: Meter):
+    driver = {"sqlite": "aiosqlite", "postgresql": "psycopg", "mysql": "asyncmy"}[meter.database.dialect]
+    pytest.importorskip(driver, reason="no driver for asyncio")
+    meter.listen(Runtime.of(meter.app).transactions.asynchronous.engine)
+
+    async def write(connection: AsyncConnection) -> None:
+        await connection.execute(text("UPDATE durable_guard SET position = 0"))
+
+    async def body(context: Any) -> None:
+        await context.transaction(write)
+        context.step("double", double, 1)
+        await context.transaction(write)
+
+    entry = ("update execution", "insert journal")
     assert meter.cost(body) == [*LOOK, *OPEN, ("update guard", *entry), *FLUSH, ("update guard", *entry), *FINISH_EMPTY]
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import django
+import pymysql
 import pytest
 import sqlalchemy as sa
 from celery import chain, chord, group
@@ -30,17 +32,30 @@ from tests.support.brokers import MessageBroker
 from tests.support.databases import JournalDatabase
 from tests.support.lab import Crash, Lab, Parked
 
-pytestmark = pytest.mark.databases("sqlite", "postgresql")
+# Django wants mysqlclient; PyMySQL takes its place, and its version's.
+pymysql.version_info = (2, 2, 7, "final", 0)
+pymysql.install_as_MySQLdb()
 
 if not django_settings.configured:
     django_settings.configure(DATABASES={}, USE_TZ=True)
     django.setup()
 
-ENGINES = {"sqlite": "django.db.backends.sqlite3", "postgresql": "django.db.backends.postgresql"}
+ENGINES = {
+    "sqlite": "django.db.backends.sqlite3",
+    "postgresql": "django.db.backends.postgresql",
+    "mysql": "django.db.backends.mysql",
+}
+#: The database's own words for it, without the wait for a real one.
+CONFLICTS = {
+    "postgresql": "DO $$ BEGIN RAISE EXCEPTION 'conflict' USING ERRCODE = '40001'; END $$",
+    "mysql": "SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213, MESSAGE_TEXT = 'conflict'",
+}
+servers = pytest.mark.databases("postgresql", "mysql")
 
 
 class Order(models.Model):
     number = models.IntegerField(unique=True)
+    note = models.IntegerField(default=0)
 
     class Meta:
         app_label = "shop"
@@ -193,8 +208,8 @@ def test_hooks_run_after_the_commit_and_their_errors_do_not_undo_it(lab: Lab) ->
     assert lab.entries() == ["0 RESULT hooked"]
 
 
-@pytest.mark.databases("postgresql")
-def test_a_conflict_has_the_operation_run_again(lab: Lab) -> None:
+@servers
+def test_a_conflict_has_the_operation_run_again(lab: Lab, database: JournalDatabase) -> None:
     runs = []
 
     @step(effect=transactional(using="default"))
@@ -203,15 +218,46 @@ def test_a_conflict_has_the_operation_run_again(lab: Lab) -> None:
         Order.objects.create(number=len(runs))
         if len(runs) < 3:
             with connection.cursor() as cursor:
-                cursor.execute("DO $$ BEGIN RAISE EXCEPTION 'conflict' USING ERRCODE = '40001'; END $$")
+                cursor.execute(CONFLICTS[database.kind])
         return len(runs)
 
     assert lab.run(lambda context: unlucky()) == 3
     assert numbers() == [3]
 
 
-@pytest.mark.databases("postgresql")
-def test_a_connection_that_is_lost_has_the_operation_run_again(lab: Lab) -> None:
+@servers
+def test_a_dead_lock_has_one_of_the_two_run_again(lab: Lab) -> None:
+    both = threading.Barrier(2)
+    runs: list[int] = []
+    for number in (1, 2):
+        Order.objects.create(number=number)
+
+    @step(effect=transactional(using="default"))
+    def move(first: int, second: int) -> None:
+        runs.append(first)
+        Order.objects.filter(number=first).update(note=models.F("note") + 1)
+        if runs.count(first) == 1:
+            both.wait(30)
+        Order.objects.filter(number=second).update(note=models.F("note") + 10)
+
+    def branch(first: int, second: int) -> None:
+        try:
+            move(first, second)
+        finally:
+            connection.close()
+
+    def body(context: DurableContext) -> None:
+        with context.parallel() as branches:
+            branches.submit(branch, 1, 2)
+            branches.submit(branch, 2, 1)
+
+    lab.run(body)
+    assert len(runs) == 3
+    assert sorted(Order.objects.values_list("number", "note")) == [(1, 11), (2, 11)]
+
+
+@servers
+def test_a_connection_that_is_lost_has_the_operation_run_again(lab: Lab, database: JournalDatabase) -> None:
     runs = []
 
     @step(effect=transactional(using="default"))
@@ -219,9 +265,13 @@ def test_a_connection_that_is_lost_has_the_operation_run_again(lab: Lab) -> None
         runs.append(1)
         Order.objects.create(number=len(runs))
         if len(runs) == 1:
+            raw = connection.connection
+            if database.kind == "mysql":
+                kill = f"KILL {raw.thread_id()}"
+            else:
+                kill = f"SELECT pg_terminate_backend({raw.info.backend_pid})"
             with lab.runtime.database.engine.connect() as killer:
-                pid = connection.connection.info.backend_pid
-                killer.exec_driver_sql(f"SELECT pg_terminate_backend({pid})")
+                killer.exec_driver_sql(kill)
             numbers()
         return len(runs)
 
@@ -267,6 +317,38 @@ def _using(alias: str) -> StepDescriptor:
     from celery_durable.effects import Effect
 
     return StepDescriptor(f"on {alias}", Effect.TRANSACTIONAL, transaction=transactional(using=alias))
+
+
+def test_an_async_body(lab: Lab) -> None:
+    """Django refuses its connection to the thread of the event loop; the step has another thread for it."""
+    crashes = [Crash()]
+
+    async def branch(number: int) -> int:
+        await asyncio.sleep(0)
+        return order(number)
+
+    async def body(context: DurableContext) -> list[int]:
+        first = order(1)
+        async with context.parallel() as branches:
+            made = [branches.submit(branch, number) for number in (2, 3)]
+        with pytest.raises(IntegrityError):
+            order(1)
+        if crashes:
+            raise crashes.pop()
+        return [first, *[one.result() for one in made]]
+
+    lab.crash(body)
+    assert lab.run(body) == [1, 2, 3]
+    assert numbers() == [1, 2, 3]
+
+
+def test_an_async_task_that_is_called_directly(lab: Lab) -> None:
+    async def body(context: DurableContext) -> int:
+        return order(1)
+
+    lab._body = body
+    assert asyncio.run(lab.job()) == 1
+    assert numbers() == [1]
 
 
 def test_a_task_that_is_called_directly(lab: Lab) -> None:
