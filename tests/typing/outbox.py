@@ -7,6 +7,7 @@ from typing import Any
 from celery import Celery, group
 from celery.result import AsyncResult
 from sqlalchemy.engine import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session, scoped_session
 from typing_extensions import assert_type
 
@@ -26,3 +27,8 @@ def request(session: Session, sessions: scoped_session[Session], connection: Con
     enqueue(connection, group(fulfil.s(1), fulfil.s(2)), kwargs={"x": 1}, queue="orders")
     enqueue("shop", fulfil)  # type: ignore[arg-type]
     enqueue(session, "fulfil")  # type: ignore[arg-type]
+
+
+async def view(session: AsyncSession, connection: AsyncConnection) -> None:
+    assert_type(await session.run_sync(enqueue, fulfil, (1,)), AsyncResult[Any])
+    await connection.run_sync(enqueue, fulfil.s(1), countdown=3)

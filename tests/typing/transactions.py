@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sqlalchemy.engine import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 from typing_extensions import assert_type
 
@@ -33,3 +34,19 @@ def body(context: DurableContext) -> None:
     context.transaction(by_core)  # type: ignore[call-overload]
     transactional(isolation="CHAOS")  # type: ignore[call-overload]
     transactional(using="default", isolation="SERIALIZABLE")  # type: ignore[call-overload]
+
+
+@step(effect=transactional(session=async_sessionmaker()))
+async def put_back(session: AsyncSession, item: str) -> int:
+    return len(item)
+
+
+async def by_async_core(connection: AsyncConnection, item: str) -> bytes:
+    return item.encode()
+
+
+async def async_body(context: DurableContext) -> None:
+    assert_type(await put_back("chair"), int)
+    assert_type(await context.transaction(by_async_core, "chair"), bytes)
+    assert_type(await context.transaction("name", by_async_core, item="chair"), bytes)
+    await put_back(1)  # type: ignore[arg-type]

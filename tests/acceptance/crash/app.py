@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import signal
@@ -13,6 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from celery import Celery
 from celery.signals import worker_ready
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from celery_durable import (
@@ -152,6 +154,20 @@ def write_booking(session: Session, number: int, follows: bool) -> int:
 def booking(self: DurableTask, number: int, follows: bool) -> int:
     self.durable.step(BEFORE, happen)
     value = self.durable.transaction("edge", write_booking, number, follows)
+    self.durable.step(AFTER, happen)
+    return value
+
+
+async def write_booking_async(session: AsyncSession, number: int, follows: bool) -> int:
+    """The same, as a coroutine function."""
+    await asyncio.sleep(0)
+    return await session.run_sync(write_booking, number, follows)
+
+
+@app.task(base=DurableTask, bind=True)
+async def booking_async(self: DurableTask, number: int, follows: bool) -> int:
+    self.durable.step(BEFORE, happen)
+    value = await self.durable.transaction("edge", write_booking_async, number, follows)
     self.durable.step(AFTER, happen)
     return value
 

@@ -26,6 +26,15 @@ POINTS = (
 )
 
 
+@pytest.fixture(params=["booking", "booking_async"])
+def task(request: pytest.FixtureRequest, arena: Arena) -> str:
+    """A task with a transactional step: a plain function, or a coroutine function."""
+    if request.param == "booking_async":
+        driver = {"sqlite": "aiosqlite", "postgresql": "psycopg", "mysql": "asyncmy"}[arena.database.kind]
+        pytest.importorskip(driver, reason="no driver for asyncio")
+    return str(request.param)
+
+
 def expect_once(arena: Arena, executions: list[str], follows: list[str]) -> dict[str, int]:
     """Each has written its row once, and what it sent with it was done; who wrote which row."""
     arena.await_settled([*executions, *follows])
@@ -40,18 +49,18 @@ def expect_once(arena: Arena, executions: list[str], follows: list[str]) -> dict
     return {row.execution: row.pid for row in rows}
 
 
-def test_a_killed_process_leaves_its_rows_once(arena: Arena):
+def test_a_killed_process_leaves_its_rows_once(arena: Arena, task: str):
     bookings.create(arena.database.engine())
     for point in POINTS:
         arena.arm(point, point, step="" if point.startswith("task.") else "edge")
     arena.worker(concurrency=4)
     for point in POINTS:
-        arena.send(point, "booking", 7, True)
+        arena.send(point, task, 7, True)
     expect_once(arena, list(POINTS), [f"{point}-follows" for point in POINTS])
     assert arena.unreached() == []
 
 
-def test_a_process_that_wakes_after_its_lease_was_taken_writes_no_row(arena: Arena):
+def test_a_process_that_wakes_after_its_lease_was_taken_writes_no_row(arena: Arena, task: str):
     bookings.create(arena.database.engine())
     stops = ["step.before_effect", "effect.after", "step.after_effect", "transaction.before_commit"]
     if arena.database.kind == "sqlite":
@@ -61,7 +70,7 @@ def test_a_process_that_wakes_after_its_lease_was_taken_writes_no_row(arena: Are
         arena.arm(point, point, action="stop", step="edge")
     first = arena.worker(name="first", concurrency=len(stops))
     for point in stops:
-        arena.send(point, "booking", 7, False)
+        arena.send(point, task, 7, False)
 
     def zombies() -> list[int]:
         children = [psutil.Process(pid) for pid in first.children()]
