@@ -71,6 +71,7 @@ class Waiting(NamedTuple):
 
 def enqueue(
     where: Connection | Session | scoped_session[Any] | DjangoConnection,
+    /,
     what: Sendable,
     args: Iterable[Any] | None = None,
     kwargs: Mapping[str, Any] | None = None,

@@ -406,9 +406,6 @@ def test_other_arguments_after_a_divergence_are_no_second_operation(lab: Lab) ->
 # -- bad input --------------------------------------------------------------------------------------------------
 
 
-async def coroutine(session: Session) -> None: ...
-
-
 @pytest.mark.databases("sqlite")
 @pytest.mark.parametrize(
     ("say", "error"),
@@ -417,7 +414,6 @@ async def coroutine(session: Session) -> None: ...
         (lambda c: c.transaction(3), "takes a function"),
         (lambda c: c.transaction(lambda session: 1), "has no name"),
         (lambda c: c.transaction("name", lambda: 1), "takes no arguments"),
-        (lambda c: c.transaction(coroutine), "coroutine function"),
         (lambda c: c.transaction(StepDescriptor("plain"), open_account, 1), "is idempotent"),
     ],
 )
@@ -440,5 +436,3 @@ def test_options_that_make_no_sense_are_refused(lab: Lab) -> None:
     ):
         with pytest.raises(ConfigurationError, match="transactional"):
             transactional(**options)
-    with pytest.raises(ConfigurationError, match="plain function"):
-        step(effect=transactional())(coroutine)
