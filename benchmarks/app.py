@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import struct
 import time
@@ -80,6 +81,14 @@ def killed(self: DurableTask) -> None:
         Ledger.from_env().fire("holding", execution=self.request.id)
         time.sleep(600)
     self.durable.step("after", _happen)
+
+
+@app.task(base=DurableTask, bind=True)
+def sleeper(self: DurableTask, until: str) -> None:
+    """Sleeps, and says when it woke."""
+    due = dt.datetime.fromisoformat(until)
+    self.durable.sleep_until(due)
+    Ledger.from_env().fire("awake", due=due.timestamp())
 
 
 def _happen() -> None:

@@ -14,7 +14,7 @@ from tests.support.backends import Backend, Missing
 from tests.support.brokers import MessageBroker
 from tests.support.databases import JournalDatabase
 
-from . import endtoend, floor, history, recovery, replay, scale, steps
+from . import endtoend, floor, history, recovery, replay, scale, steps, waits
 from .bodies import Bodies, on
 from .harness import Case, Figure, Section, all_in, measure
 from .machine import database_facts
@@ -179,6 +179,18 @@ def _recovery(bench: Bench, kind: str) -> list[Section]:
     return [Section("recovery", kind, figures, {}, [f"Killed workers: durable_lease_timeout = {recovery.LEASE:g}."])]
 
 
+def _waits(bench: Bench, kind: str) -> list[Section]:
+    with bench.stage(kind) as stage:
+        figures = bench.measure(waits.cases(stage, quick=bench.quick))
+    with bench.stage(kind) as stage:
+        bench.progress("weighing sleepers")
+        weights = waits.memory(stage, quick=bench.quick)
+    return [
+        Section("waits", kind, figures, {}, list(waits.WAKING)),
+        Section("waits: memory", kind, weights, all_in(weights, waits.EMPTY), list(waits.WEIGHING)),
+    ]
+
+
 def _peers(bench: Bench, kind: str) -> list[Section]:
     if kind != "postgresql" or not bench.peers:
         return []
@@ -207,5 +219,6 @@ SUITES: dict[str, Callable[[Bench, str], list[Section]]] = {
     "endtoend": _endtoend,
     "scale": _scale,
     "recovery": _recovery,
+    "waits": _waits,
     "peers": _peers,
 }

@@ -33,6 +33,8 @@ PARTS = {
     "endtoend: commits": 1,
     "scale": 10,
     "recovery": 2,
+    "waits": 2,
+    "waits: memory": 2,
 }
 
 
