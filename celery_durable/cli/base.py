@@ -127,15 +127,15 @@ def open_desk(ctx: click.Context, *, must_exist: bool = True) -> Desk:
     :raises click.UsageError: when no application was named.
     """
     from ..runtime import Runtime
-    from ..settings import Settings
+    from ..settings import names_journal
     from ..worker.handlers import operations
 
     app = ctx.obj.app
+    # Asked first: without settings, the application is one that Celery has made up, which can have no journal.
+    if ctx.find_root().params.get("app", app) is None and not names_journal(app):
+        raise click.UsageError("name your application: celery -A proj durable ...", ctx)
     runtime = Runtime.of(app)
     settings = runtime.settings
-    root = ctx.find_root()
-    if root.params.get("app", app) is None and settings.database_url == Settings.database_url:
-        raise click.UsageError("name your application: celery -A proj durable ...", ctx)
     database = runtime.database
     path = database.url.database
     if must_exist and database.dialect == "sqlite" and not database.in_memory and path and not path.startswith("file:"):
