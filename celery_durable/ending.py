@@ -15,6 +15,7 @@ from .control import Cancelled, Park, Suspend, Waiting
 from .errors import JournalUnavailable, LeaseLost
 from .expiry import warn_of_chord
 from .faults import reached
+from .following import announce, is_followed
 from .interruption import is_hard_limit, is_interruption
 from .outcome import pack_error
 from .publish import publish_stashed
@@ -50,7 +51,8 @@ class Ending:
         self._runtime = session.runtime
 
     def finish(self, run: Run, state: State, outcome: StoredPayload | None, *, dispatched: bool = False) -> None:
-        told = dispatched or self._session.eager or (state is State.COMPLETED and self._session.tells_nobody())
+        task, request = self._session.task, self._session.request
+        told = dispatched or self._session.eager or (state is State.COMPLETED and not is_followed(task, request))
         child = self._child_end(run, state, outcome)
         reached("task.before_outcome", run.execution_id)
         if child is not None:
@@ -62,7 +64,7 @@ class Ending:
             ),
         )
         if not told:
-            self._session.returning(run.fence.pk)
+            announce(self._runtime, request, run.fence.pk)
         reached("task.after_outcome", run.execution_id)
         if child is not None:
             reached("child.after_settle", run.execution_id)

@@ -22,12 +22,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
-import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from celery import Task, states
 from celery.exceptions import Ignore
-from celery.signals import task_success
 
 from . import envelope as envelopes
 from .children import Children
@@ -51,15 +48,19 @@ from .errors import (
     SchemaError,
 )
 from .faults import reached
+from .following import announce, celery_knows, name_callbacks
 from .interruption import is_hard_limit, is_interruption
 from .outcome import pack_value, pruned, restore
 from .plain import PlainContext, run_plainly
 from .postpone import postpone
 from .publish import Stash, stashing
 from .run import Run
-from .runtime import Returning, Runtime
+from .runtime import Runtime
 from .store.records import Batch, Closed, Opened, OpenRequest, Refusal, Refused, State, StoredPayload
 from .undoing import undo
+
+if TYPE_CHECKING:
+    from celery import Task
 
 __all__ = ["Session", "current_session"]
 
@@ -161,7 +162,7 @@ class Session:
         return Ignore()
 
     def _return_again(self, answer: Closed, name: str) -> Any:
-        if not self.eager and self._celery_knows(answer.state):
+        if not self.eager and celery_knows(self.task, self.request, answer.state):
             logger.info("a message of %s is dropped: it has ended, and Celery knows", name)
             self.runtime.keeper.dispatched(answer.pk)
             raise Ignore
@@ -169,47 +170,10 @@ class Session:
             self.ending.tell_cancelled(answer.pk)
             raise Ignore
         logger.info("%s had ended (%s); its outcome is returned again", name, answer.state)
-        self.deterministic_callbacks()
+        name_callbacks(self.request)
         if not self.eager:
-            self.returning(answer.pk)
+            announce(self.runtime, self.request, answer.pk)
         return restore(self.runtime, answer, name)
-
-    def returning(self, pk: int) -> None:
-        """The outcome goes to Celery now."""
-        request = self.request
-        callbacks = any(getattr(request, name, None) for name in ("callbacks", "errbacks", "chain", "chord"))
-        self.runtime.returning[request.id] = Returning(pk, callbacks)
-
-    def tells_nobody(self) -> bool:
-        """Whether nothing follows from the body's value: no result, callback, chain or chord, nor a hook of its task.
-
-        Then the execution is over with its last commit, and whether Celery has heard of it makes no difference.
-        """
-        request, task = self.request, type(self.task)
-        return bool(
-            (request.ignore_result or self.task.ignore_result)
-            and not (request.callbacks or request.chain or request.chord or request.group)
-            and task.on_success is Task.on_success
-            and task.after_return is Task.after_return
-            and not task_success.receivers
-        )
-
-    def _celery_knows(self, state: State) -> bool:
-        """Whether the result backend has this outcome: Celery stores it after it has sent the callbacks.
-
-        A chord counts its parts after that, so that a member's outcome says nothing of its part.
-        """
-        if self.request.chord or self.request.ignore_result:
-            return False
-        wanted = {State.COMPLETED: states.SUCCESS, State.FAILED: states.FAILURE}.get(state)
-        backend = self.task.backend
-        try:
-            if backend.as_uri().startswith(("disabled", "rpc")):
-                return False
-            return bool(backend.get_task_meta(self.request.id, cache=False)["status"] == wanted)
-        except Exception as error:
-            logger.debug("the result backend cannot be asked: %s", error)
-            return False
 
     def _without_journal(self, error: JournalUnavailable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._degrade(error):
@@ -303,7 +267,7 @@ class Session:
         outer, step = stashing.set(self), operation.set(None)
         try:
             context._load_patches()
-            self.deterministic_callbacks()
+            name_callbacks(self.request)
             reached("task.before_body", run.execution_id)
             value = self._drive(args, kwargs)
             context._ended()
@@ -325,20 +289,6 @@ class Session:
     def _drive(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         value = self.task.run(*args, **kwargs)
         return run_to_end(value) if inspect.iscoroutine(value) else value
-
-    def deterministic_callbacks(self) -> None:
-        """Callbacks get ids that a second dispatch repeats, so that durable ones among them run once."""
-        request = self.request
-        for kind in ("callbacks", "errbacks"):
-            for number, signature in enumerate(getattr(request, kind, None) or ()):
-                if not isinstance(signature, dict) or signature.get("subtask_type") is not None:
-                    continue
-                options = signature.setdefault("options", {})
-                if options.get("durable_id"):
-                    options["task_id"] = options["durable_id"]
-                if not options.get("task_id"):
-                    name = f"celery_durable:{request.id}:{kind}:{number}"
-                    options["task_id"] = str(uuid.uuid5(uuid.NAMESPACE_OID, name))
 
     # -- ways out -------------------------------------------------------------------------------------------
 
