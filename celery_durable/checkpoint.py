@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .codec import Codec
 from .codec.refusal import corrupted
-from .replay import SEGMENT
+from .replay import SEGMENT, WITH_CHECKPOINT
 from .store.records import Batch, EffectCode, Entry, EntryKind, Journaled, StoredPayload
 
 if TYPE_CHECKING:
     from .run import Run
 
-__all__ = ["expand", "fold_prefix"]
+__all__ = ["FOLD_AT", "expand", "fold_prefix", "is_folded"]
+
+#: Share of the step cap from which on the finished prefix is folded.
+FOLD_AT: Final = 0.9
 
 #: Beyond every entry that a step can have at its first position.
 _ENTRY: Final = 30_000
@@ -128,9 +131,14 @@ def fold_prefix(run: Run) -> int:
     return folded
 
 
+def is_folded(run: Run) -> bool:
+    """Whether a resumed body's journal begins with checkpoints, most likely."""
+    return run.opened.steps > FOLD_AT * run.limits.max_steps
+
+
 def _positions(run: Run) -> Iterator[list[Journaled]]:
     """The body's scope, position by position; rows are read ahead, for folding removes them."""
-    position, limit = 0, 4 * SEGMENT
+    position, limit = 0, WITH_CHECKPOINT if is_folded(run) else SEGMENT
     while True:
         rows = list(run.load("", position, limit))
         full = len(rows) == limit
@@ -144,3 +152,4 @@ def _positions(run: Run) -> Iterator[list[Journaled]]:
         if cut is None:
             return
         position = cut
+        limit = WITH_CHECKPOINT if rows[0].kind == EntryKind.CHECKPOINT else SEGMENT

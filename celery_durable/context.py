@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar, cast, overload
 from . import divergence
 from .actions import Outcome, StepCall
 from .calling import CallingContext
-from .checkpoint import expand, fold_prefix
+from .checkpoint import FOLD_AT, expand, fold_prefix, is_folded
 from .current import Active, active, operation
 from .drive import drive, drive_async, drive_plain
 from .errors import ConfigurationError, ContextClosed, NestedStep, ReplayDivergence
@@ -37,9 +37,6 @@ __all__ = ["DurableContext"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-#: Share of the step cap from which on the finished prefix is folded.
-_FOLD_AT = 0.9
 
 
 class DurableContext(WaitingContext, CallingContext, TransactionMethods, UndoingContext):
@@ -192,7 +189,7 @@ class DurableContext(WaitingContext, CallingContext, TransactionMethods, Undoing
         named, occurrence = naming(descriptor, args, kwargs, print_, scope, run.namespace)
         if run.pending:
             run.settle_errors(scope.path, position)
-        if not self._folded and total > _FOLD_AT * run.limits.max_steps:
+        if not self._folded and total > FOLD_AT * run.limits.max_steps:
             self._folded = True
             self._fold()
         if descriptor.compensate is not None and not run.saga.marked:
@@ -267,6 +264,7 @@ class DurableContext(WaitingContext, CallingContext, TransactionMethods, Undoing
             lambda position, rows: run.load(path, position, rows),
             expand=lambda row: expand(row, run.codec),
             empty=not run.opened.resumed,
+            folded=is_folded(run),
         )
         run.scopes.add(path)
         return ScopeState(path, lane, cursor, end)

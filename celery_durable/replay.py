@@ -19,6 +19,7 @@ from .store.records import EffectCode, EntryKind, Journaled, StoredPayload, plac
 __all__ = [
     "EFFECT_OF_CODE",
     "SEGMENT",
+    "WITH_CHECKPOINT",
     "Past",
     "Recorded",
     "ReplayCursor",
@@ -39,7 +40,7 @@ EFFECT_OF_CODE: Final = {
     EffectCode.TRANSACTIONAL: Effect.TRANSACTIONAL,
 }
 #: Rows per read where checkpoints are expected: one, and the row that shows that it is complete.
-_WITH_CHECKPOINT: Final = 2
+WITH_CHECKPOINT: Final = 2
 
 #: Reads up to ``rows`` entries of one scope from a position on, in order.
 Load = Callable[[int, int], Sequence[Journaled]]
@@ -189,16 +190,23 @@ class ReplayCursor:
     :param load: reads entries of this scope.
     :param expand: turns a checkpoint row into the rows that it stands for.
     :param empty: True where the scope is known to hold nothing: then nothing is read.
+    :param folded: True where it begins with checkpoints, most likely: each stands for a segment by itself.
     """
 
     def __init__(
-        self, load: Load, *, expand: Callable[[Journaled], Sequence[Journaled]], empty: bool, segment: int = SEGMENT
+        self,
+        load: Load,
+        *,
+        expand: Callable[[Journaled], Sequence[Journaled]],
+        empty: bool,
+        folded: bool = False,
+        segment: int = SEGMENT,
     ) -> None:
         self._load = load
         self._expand = expand
         self._segment = segment
         #: Rows of the next read.
-        self._limit = segment
+        self._limit = WITH_CHECKPOINT if folded else segment
         self._groups: dict[int, list[Journaled]] = {}
         #: Everything below this position has been read.
         self._read_to = 0
@@ -261,7 +269,7 @@ class ReplayCursor:
                 # It stands for a segment of steps; what follows it, perhaps more of the kind, is left to the next read.
                 full = full or number + 1 < len(whole)
                 whole = [*whole[:number], *self._expand(row)]
-                self._limit = _WITH_CHECKPOINT
+                self._limit = WITH_CHECKPOINT
                 break
         end = self._read_to
         for row in whole:

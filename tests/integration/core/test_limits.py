@@ -127,6 +127,27 @@ def test_past_nine_tenths_of_the_cap_finished_steps_are_folded(make_lab: Callabl
     assert lab.execution().steps == STEPS
 
 
+def test_a_resume_holds_one_checkpoint_at_a_time(make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is a segment of steps: read by the hundred, they would be the whole history."""
+    lab = make_lab(durable_max_steps=700)
+    op = lab.operation("op", 1)
+    lab.crash(counting(op, 650, crash=True))
+    read: list[int] = []
+    journal = lab.runtime.journal
+    segment = journal.segment
+
+    def watched(*place: Any) -> list[Any]:
+        rows = segment(*place)
+        read.append(sum(row.kind == EntryKind.CHECKPOINT for row in rows))
+        return rows
+
+    monkeypatch.setattr(journal, "segment", watched)
+    lab.run(counting(op, 650))
+    # The second one shows that the first is complete.
+    assert sum(read) > 6
+    assert max(read) == 2
+
+
 def test_what_was_folded_is_compared_as_before(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(durable_max_steps=100, durable_on_divergence="park")
     op = lab.operation("op")
