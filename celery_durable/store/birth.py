@@ -10,7 +10,7 @@ import functools
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 
@@ -18,7 +18,7 @@ from .records import OpenRequest, PayloadKind, StoredPayload
 from .statements import INSERT_PAYLOAD, bound, new_values
 from .tables import executions
 
-__all__ = ["insert_new", "insert_unless_known", "new_row"]
+__all__ = ["insert_and_tell", "insert_new", "insert_unless_known", "new_row"]
 
 
 def new_row(pk: int, namespace: str, request: OpenRequest, lease_ms: int, steps: int = 0) -> dict[str, Any]:
@@ -38,19 +38,29 @@ def new_row(pk: int, namespace: str, request: OpenRequest, lease_ms: int, steps:
     return bound(values)
 
 
+#: Where an error would spoil the transaction (PostgreSQL), or costs more than not to make one.
+_UNLESS_KNOWN: Any = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
+
+
 @functools.cache
 def _standard(*columns: str, leased: bool = True) -> sa.Insert:
     return sa.insert(executions).values(**new_values(*columns, leased=leased))
 
 
 @functools.cache
-def insert_unless_known(*columns: str, leased: bool = True) -> Any:
-    """Writes a row and returns its key, on PostgreSQL: there an error would spoil the transaction.
+def insert_unless_known(dialect: str, *columns: str, leased: bool = True) -> Any:
+    """Writes a row where there is none of this id, on PostgreSQL and SQLite.
 
     :param columns: what has another value than in a running execution.
     """
-    insert = postgresql.insert(executions).values(**new_values(*columns, leased=leased))
-    return insert.on_conflict_do_nothing().returning(executions.c.pk)
+    insert = _UNLESS_KNOWN[dialect](executions).values(**new_values(*columns, leased=leased))
+    return insert.on_conflict_do_nothing()
+
+
+@functools.cache
+def insert_and_tell(*columns: str, leased: bool = True) -> Any:
+    """The same for PostgreSQL, which returns the key of the new row, or none."""
+    return insert_unless_known("postgresql", *columns, leased=leased).returning(executions.c.pk)
 
 
 def insert_new(
@@ -66,7 +76,7 @@ def insert_new(
     :returns: False when there is one of this id; the transaction goes on.
     """
     if connection.dialect.name == "postgresql":
-        if connection.execute(insert_unless_known(*columns, leased=leased), row).first() is None:
+        if connection.execute(insert_and_tell(*columns, leased=leased), row).first() is None:
             return False
     else:
         try:

@@ -19,6 +19,9 @@ from sqlalchemy.pool import NullPool, QueuePool
 
 from ..errors import ConfigurationError, JournalUnavailable
 from .direct import Direct
+from .fused import Fused
+from .scripted import Scripted
+from .usual import Usual
 from .watchdog import Watchdog
 
 __all__ = ["Database", "autocommit", "parse_url"]
@@ -34,7 +37,7 @@ _SHORTEST_TICK, _LONGEST_TICK = 0.05, 0.5
 #: Held while a process makes an engine.
 _making = threading.Lock()
 #: What a parent process used; see :meth:`Database._make_engine`.
-_left_behind: list[Direct] = []
+_left_behind: list[Usual] = []
 
 
 def parse_url(url: str) -> URL:
@@ -95,8 +98,8 @@ class Database:
         self.pooled = pooled
         self.dialect: str = {"mariadb": "mysql"}.get(self.url.get_backend_name(), self.url.get_backend_name())
         self._engine: Engine | None = None
-        #: PostgreSQL: a transaction can be one statement.
-        self._direct: Direct | None = None
+        #: Says the usual transactions to the driver; None where nobody but SQLAlchemy speaks to it.
+        self._usual: Usual | None = None
         self._autocommit: Engine | None = None
         self._watchdog: Watchdog | None = None
         self._pid: int | None = None
@@ -136,15 +139,17 @@ class Database:
             # A file has no server that could fall silent.
             self._watchdog = None if self.dialect == "sqlite" else Watchdog(tick)
             self._engine = self._create()
-            if self._direct is not None:
+            if self._usual is not None:
                 # A parent's connections: let nobody close them, for that would be said to the server.
-                _left_behind.append(self._direct)
-                self._direct = None
+                _left_behind.append(self._usual)
+                self._usual = None
             if self.dialect == "postgresql":
                 # Connections of its own: to turn one over for every statement costs as much as the statement.
                 self._autocommit = self._create(isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
-                if self.pooled and self._autocommit.dialect.paramstyle == "pyformat":
-                    self._direct = Direct(self._autocommit, self._watchdog)
+                if self.pooled and self._autocommit.dialect.driver == "psycopg":
+                    self._usual = Fused(Direct(self._autocommit, self._watchdog))
+            elif self._engine.dialect.driver == "pysqlite" and self.pooled and not self.in_memory:
+                self._usual = Scripted(self._create(poolclass=NullPool))
             self._checked = False
             self._pid = os.getpid()
 
@@ -177,7 +182,7 @@ class Database:
             options.update(poolclass=QueuePool, pool_size=1, max_overflow=0, pool_timeout=self.timeout)
         elif not self.pooled:
             options["poolclass"] = NullPool
-        else:
+        elif "poolclass" not in options:
             # Every transaction here ends in an explicit commit or rollback: no second rollback at check-in.
             options.update(
                 poolclass=QueuePool,
@@ -225,8 +230,8 @@ class Database:
         """Close this process's connections."""
         if self._engine is not None and self._pid == os.getpid():
             self._engine.dispose()
-            if self._direct is not None:
-                self._direct.close()
+            if self._usual is not None:
+                self._usual.close()
             if self._autocommit is not None:
                 self._autocommit.dispose()
 
@@ -238,7 +243,7 @@ class Database:
         *,
         timeout: float | None = None,
         durable: bool = True,
-        single: Callable[[Direct], T | None] | None = None,
+        single: Callable[[Usual], T | None] | None = None,
     ) -> T:
         """Run ``work`` in a transaction and commit it.
 
@@ -249,7 +254,7 @@ class Database:
         :param durable: False: others see it at once, but it need not be on disk yet. A crash of the *database* may
             then undo it, though nothing that was committed durably after it. Where a database knows no such thing,
             it is durable.
-        :param single: the same work said in one statement, for PostgreSQL: it is tried once, before ``work``, and
+        :param single: the same work where it is one of the usual transactions: it is tried once, before ``work``, and
             answers None where that has to have a look.
         :raises JournalUnavailable: when it could not be committed in time.
         :raises SchemaError: when the tables are missing.
@@ -259,9 +264,9 @@ class Database:
 
         def attempt() -> T:
             nonlocal untried
-            if untried is not None and self._direct is not None:
+            if untried is not None and self._usual is not None:
                 say, untried = untried, None
-                answer = say(self._direct)
+                answer = say(self._usual)
                 if answer is not None:
                     return answer
             with transaction() as connection:
@@ -301,18 +306,18 @@ class Database:
         work: Callable[[Connection], T],
         *,
         timeout: float | None = None,
-        single: Callable[[Direct], T] | None = None,
+        single: Callable[[Usual], T] | None = None,
     ) -> T:
         """Run ``work`` without a transaction: each statement sees what is committed.
 
-        :param single: the same, said to the driver, for PostgreSQL.
+        :param single: the same where it is one of the usual reads.
         :raises JournalUnavailable: when it could not be answered in time.
         :raises SchemaError: when the tables are missing.
         """
 
         def attempt() -> T:
-            if single is not None and self._direct is not None:
-                return single(self._direct)
+            if single is not None and self._usual is not None:
+                return single(self._usual)
             with self._statements() as connection:
                 return work(connection)
 

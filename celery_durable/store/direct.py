@@ -11,6 +11,7 @@ import itertools
 import os
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -66,7 +67,15 @@ class _Line:
         # A descriptor of its own: the driver may close its one, and the system give it away, at any moment.
         self.watched = -1 if watchdog is None else os.dup(self.driver.fileno())
 
+    def rows(self, form: _Form, values: dict[str, Any]) -> list[Any]:
+        """What a query finds. The driver's cursor, which makes values of it, is worth its price here."""
+        with self.driver.cursor(binary=True) as cursor:
+            cursor.execute(form.named, {**form.constants, **values}, prepare=self.prepares)
+            found: list[Any] = cursor.fetchall()
+        return found
+
     def ask(self, form: _Form, values: dict[str, Any]) -> bool:
+        """Whether the answer has a row."""
         if self.libpq is None:
             cursor = self.driver.cursor()
             cursor.execute(form.named, {**form.constants, **values})
@@ -131,6 +140,14 @@ class Direct:
         :param statement: one of a fixed set; it is remembered.
         :raises sqlalchemy.exc.DBAPIError: as an engine would.
         """
+        return bool(self._on_a_line(_Line.ask, statement, values))
+
+    def rows(self, query: sa.Select[Any], values: dict[str, Any]) -> list[Any]:
+        """What ``query`` finds, as tuples; the rest as for :meth:`says`."""
+        found: list[Any] = self._on_a_line(_Line.rows, query, values)
+        return found
+
+    def _on_a_line(self, ask: Callable[..., Any], statement: sa.Executable, values: dict[str, Any]) -> Any:
         form = self._forms.get(statement)
         if form is None:
             form = self._forms[statement] = _Form(statement, self._engine)
@@ -138,7 +155,7 @@ class Direct:
             line = self._take()
             guard = None if self._watchdog is None else self._watchdog.guard(line.watched)
             try:
-                found = line.ask(form, values)
+                found = ask(line, form, values)
             except self._engine.dialect.loaded_dbapi.Error as error:
                 silent = self._released(line, guard)
                 if self._prepares and getattr(error, "sqlstate", None) in _NO_SESSION:

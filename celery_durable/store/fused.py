@@ -14,13 +14,14 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from .birth import insert_unless_known
+from .birth import insert_and_tell
 from .direct import Direct
-from .records import Batch, Entry, PayloadKind, StoredPayload
-from .statements import FENCE, let_go
+from .records import Batch, Entry, Journaled, PayloadKind, StoredPayload
+from .statements import FENCE, KNOWN, SEGMENT, let_go
 from .tables import executions, journal, now_ms, payloads
+from .usual import LastCommit, to_journaled
 
-__all__ = ["append", "begin", "can_say", "open_new", "settle"]
+__all__ = ["Fused"]
 
 #: What all entries of a batch have in common, and what each has for itself.
 _SHARED = ("pk", "generation", "epoch", "at")
@@ -29,103 +30,116 @@ _OWN = [column for column in journal.columns if column.name not in _SHARED]
 _TEXTUAL = (sa.String, sa.LargeBinary)
 
 
-def can_say(batch: Batch) -> bool:
-    """False for what takes more than entries."""
-    return not any(entry.promise or entry.offspring for entry in batch.entries)
+class Fused:
+    """The usual transactions of PostgreSQL; see :class:`~.usual.Usual`."""
 
+    def __init__(self, direct: Direct) -> None:
+        self._direct = direct
 
-def append(direct: Direct, batch: Batch, lease_ms: int) -> bool:
-    """Write entries under their fence, and prolong the lease; False when the fence did not hold."""
-    pk, epoch = batch.fence
-    bound = {"b_pk": pk, "b_epoch": epoch, "b_lease": lease_ms, "b_steps": batch.steps, **_entries(batch)}
-    return direct.says(_append(bool(batch.entries)), bound)
+    def known(self, namespace: str, execution_id: str) -> bool:
+        return self._direct.says(KNOWN, {"namespace": namespace, "id": execution_id})
 
+    def segment(self, place: dict[str, Any]) -> list[Journaled]:
+        return list(map(to_journaled, self._direct.rows(SEGMENT, place)))
 
-def begin(direct: Direct, batch: Batch, row: dict[str, Any], envelope: StoredPayload) -> bool:
-    """Insert an execution with its first entries; False when there is one of this id."""
-    return direct.says(_begin(bool(batch.entries)), row | _entries(batch) | _message(envelope))
+    def append(self, batch: Batch, lease_ms: int) -> bool:
+        pk, epoch = batch.fence
+        bound = {"b_pk": pk, "b_epoch": epoch, "b_lease": lease_ms, "b_steps": batch.steps, **_entries(batch)}
+        return self._direct.says(_append(_size(batch)), bound)
 
+    def begin(self, batch: Batch, row: dict[str, Any], envelope: StoredPayload) -> bool:
+        return self._direct.says(_begin(_size(batch)), row | _entries(batch) | _message(envelope))
 
-def settle(
-    direct: Direct,
-    batch: Batch,
-    columns: tuple[str, ...],
-    waits: bool,
-    bound: dict[str, Any],
-    envelope: StoredPayload | None,
-    kind: PayloadKind,
-    payload: StoredPayload | None,
-) -> bool:
-    """Write the last entries, a payload and a new state under the fence; False when it did not hold.
+    def open_new(self, row: dict[str, Any], envelope: StoredPayload) -> bool:
+        return self._direct.says(_open(), row | _message(envelope))
 
-    :param columns, waits: the parameters of :func:`~.statements.let_go`, or of an insert where it is
-        also the first commit.
-    :param envelope: the message, where it is the first commit.
-    """
-    bound = bound | _entries(batch)
-    if envelope is not None:
-        bound |= _message(envelope)
-    if payload is not None:
-        bound |= {"p_kind": int(kind), "p_codec": payload.codec, "p_data": payload.data}
-    parts = bool(batch.entries), envelope is not None, payload is not None
-    if batch.birth is None:
-        return direct.says(_settle(columns, waits, *parts), bound)
-    return direct.says(_begin_and_settle(columns, *parts), bound)
+    def settle(self, last: LastCommit) -> bool:
+        batch = last.batch
+        bound = last.bound | _entries(batch)
+        if last.envelope is not None:
+            bound |= _message(last.envelope)
+        if last.payload is not None:
+            bound |= {"p_kind": int(last.kind), "p_codec": last.payload.codec, "p_data": last.payload.data}
+        parts = _size(batch), last.envelope is not None, last.payload is not None
+        if batch.birth is None:
+            return self._direct.says(_settle(last.columns, last.waits, *parts), bound)
+        return self._direct.says(_begin_and_settle(last.columns, *parts), bound)
 
-
-def open_new(direct: Direct, row: dict[str, Any], envelope: StoredPayload) -> bool:
-    """Insert an execution with its envelope; nobody waits for the disk. False when there is one of this id."""
-    return direct.says(_open(), row | _message(envelope))
+    def close(self) -> None:
+        self._direct.close()
 
 
 # -- the statements -----------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def _append(with_entries: bool) -> sa.Select[Any]:
-    return _under(FENCE.returning(executions.c.pk), with_entries)
+def _size(batch: Batch) -> int:
+    """How many entries a statement is made for: none, one, or (2) any number."""
+    return min(len(batch.entries), 2)
 
 
 @functools.cache
-def _begin(with_entries: bool) -> sa.Select[Any]:
-    return _under(insert_unless_known(), with_entries, with_envelope=True)
+def _append(size: int) -> sa.Select[Any]:
+    return _under(FENCE.returning(executions.c.pk), size)
+
+
+@functools.cache
+def _begin(size: int) -> sa.Select[Any]:
+    return _under(insert_and_tell(), size, with_envelope=True)
 
 
 @functools.cache
 def _settle(
-    columns: tuple[str, ...], waits: bool, with_entries: bool, with_envelope: bool, with_payload: bool
+    columns: tuple[str, ...], waits: bool, size: int, with_envelope: bool, with_payload: bool
 ) -> sa.Select[Any]:
-    return _under(let_go(*columns, waits=waits).returning(executions.c.pk), with_entries, with_envelope, with_payload)
+    return _under(let_go(*columns, waits=waits).returning(executions.c.pk), size, with_envelope, with_payload)
 
 
 @functools.cache
-def _begin_and_settle(
-    columns: tuple[str, ...], with_entries: bool, with_envelope: bool, with_payload: bool
-) -> sa.Select[Any]:
-    return _under(insert_unless_known(*columns, leased=False), with_entries, with_envelope, with_payload)
+def _begin_and_settle(columns: tuple[str, ...], size: int, with_envelope: bool, with_payload: bool) -> sa.Select[Any]:
+    return _under(insert_and_tell(*columns, leased=False), size, with_envelope, with_payload)
 
 
 @functools.cache
 def _open() -> Any:
     # The setting is the transaction's, which is this statement.
     relaxed = sa.func.set_config("synchronous_commit", "off", True)
-    return _insert_payload(insert_unless_known().cte("held"), "m").returning(relaxed)
+    return _insert_payload(insert_and_tell().cte("held"), "m").returning(relaxed)
 
 
-def _under(fence: Any, with_entries: bool, with_envelope: bool = False, with_payload: bool = False) -> sa.Select[Any]:
+def _under(fence: Any, size: int, with_envelope: bool = False, with_payload: bool = False) -> sa.Select[Any]:
     """What is written if, and only if, the fence holds; the answer is a row then."""
     held = fence.cte("held")
     parts = []
     if with_envelope:
         parts.append(_insert_payload(held, "m").cte("kept"))
-    if with_entries:
-        parts.append(_insert_entries(held).cte("written"))
+    if size:
+        insert = _insert_entry(held) if size == 1 else _insert_entries(held)
+        parts.append(insert.cte("written"))
     if with_payload:
         insert = _insert_payload(held, "p")
         values = {"codec": insert.excluded.codec, "data": insert.excluded.data}
         replace = insert.on_conflict_do_update(index_elements=list(payloads.primary_key), set_=values)
         parts.append(replace.cte("stored"))
     return sa.select(held.c.pk).add_cte(*parts)
+
+
+def _into_journal(source: sa.Select[Any]) -> sa.Insert:
+    return sa.insert(journal).from_select([*_SHARED, *(c.name for c in _OWN)], source)
+
+
+def _shared(held: sa.CTE) -> list[sa.ColumnElement[Any]]:
+    generation, epoch = (sa.bindparam(f"e_{name}", type_=sa.Integer) for name in ("generation", "epoch"))
+    return [held.c.pk, generation, epoch, now_ms()]
+
+
+def _insert_entry(held: sa.CTE) -> sa.Insert:
+    """A single entry, of which a guarded step commits two, is worth a statement that takes no text apart."""
+    values = [sa.cast(sa.bindparam(f"e_{c.name}", type_=c.type), _unbounded(c)) for c in _OWN]
+    return _into_journal(sa.select(*_shared(held), *values).select_from(held))
+
+
+def _unbounded(column: sa.Column[Any]) -> Any:
+    return sa.Text() if isinstance(column.type, sa.String) else column.type
 
 
 def _insert_entries(held: sa.CTE) -> sa.Insert:
@@ -137,16 +151,36 @@ def _insert_entries(held: sa.CTE) -> sa.Insert:
         sa.func.decode(entries.c[c.name], "base64") if isinstance(c.type, sa.LargeBinary) else entries.c[c.name]
         for c in _OWN
     ]
-    generation, epoch = (sa.bindparam(f"e_{name}", type_=sa.Integer) for name in ("generation", "epoch"))
-    source = sa.select(held.c.pk, generation, epoch, now_ms(), *values).select_from(held.join(entries, sa.true()))
-    return sa.insert(journal).from_select([*_SHARED, *(c.name for c in _OWN)], source)
+    return _into_journal(sa.select(*_shared(held), *values).select_from(held.join(entries, sa.true())))
 
 
 def _entries(batch: Batch) -> dict[str, Any]:
     if not batch.entries:
         return {}
+    if len(batch.entries) == 1:
+        return _entry(batch, batch.entries[0])
     text = _dump([_row(entry) for entry in batch.entries])
     return {"e_generation": batch.generation, "e_epoch": batch.fence.epoch, "e_entries": text}
+
+
+def _entry(batch: Batch, entry: Entry) -> dict[str, Any]:
+    codec, payload = entry.payload or (None, None)
+    return {
+        "e_generation": batch.generation,
+        "e_epoch": batch.fence.epoch,
+        "e_scope": entry.scope,
+        "e_position": entry.position,
+        "e_entry": entry.entry,
+        "e_kind": int(entry.kind),
+        "e_effect": None if entry.effect is None else int(entry.effect),
+        "e_name": entry.name,
+        "e_fingerprint": entry.fingerprint,
+        "e_key": entry.key,
+        "e_attempt": entry.attempt,
+        "e_duration_us": entry.duration_us,
+        "e_codec": codec,
+        "e_payload": payload,
+    }
 
 
 def _row(entry: Entry) -> dict[str, Any]:

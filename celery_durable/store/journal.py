@@ -9,11 +9,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 
-from . import fused
 from .birth import insert_new, new_row
 from .children import insert_children
 from .database import Database
-from .direct import Direct
 from .new_promises import insert_promises
 from .records import (
     Batch,
@@ -28,51 +26,20 @@ from .records import (
     State,
 )
 from .rows import lease_lost
-from .statements import BY_PK, FENCE, FENCE_CANCELLED
+from .statements import BY_PK, ENTRY_COLUMNS, FENCE, FENCE_CANCELLED, SEGMENT
 from .tables import executions, guards, journal, now_ms
+from .usual import Usual, is_usual
 
 __all__ = ["Journal", "insert_entries", "journaled", "to_execution"]
 
 _x = executions.c
 _j = journal.c
 
-#: Columns in the order of :class:`Journaled`.
-COLUMNS = (
-    _j.generation,
-    _j.scope,
-    _j.position,
-    _j.entry,
-    _j.kind,
-    _j.effect,
-    _j.name,
-    _j.fingerprint,
-    _j.key,
-    _j.epoch,
-    _j.attempt,
-    _j.at,
-    _j.duration_us,
-    _j.codec,
-    _j.payload,
-)
-
 _INSERT = sa.insert(journal).values(at=now_ms())
-
-#: One segment of a scope, in the order in which the body asks.
-_SEGMENT = (
-    sa.select(*COLUMNS)
-    .where(
-        _j.pk == sa.bindparam("pk"),
-        _j.generation == sa.bindparam("generation"),
-        _j.scope == sa.bindparam("scope"),
-        _j.position >= sa.bindparam("position"),
-    )
-    .order_by(_j.position, _j.entry)
-    .limit(sa.bindparam("rows"))
-)
 
 #: Every entry of the guarded and transactional steps of some generations (G6).
 _GUARDED = (
-    sa.select(*COLUMNS)
+    sa.select(*ENTRY_COLUMNS)
     .where(
         _j.pk == sa.bindparam("pk"),
         _j.generation >= sa.bindparam("first"),
@@ -83,7 +50,7 @@ _GUARDED = (
 )
 
 _GROUP = (
-    sa.select(*COLUMNS)
+    sa.select(*ENTRY_COLUMNS)
     .where(
         _j.pk == sa.bindparam("pk"),
         _j.generation == sa.bindparam("generation"),
@@ -95,7 +62,7 @@ _GROUP = (
 
 
 def journaled(row: Any) -> Journaled:
-    """A row of :data:`COLUMNS` as a record; drivers differ in what they return for binary columns."""
+    """A row of ``ENTRY_COLUMNS`` as a record; drivers differ in what they return for binary columns."""
     record = Journaled._make(row)
     sample: Any = record.payload or record.fingerprint
     if type(sample) is memoryview:
@@ -188,19 +155,18 @@ class Journal:
             insert_entries(connection, held)
             return lost
 
-        def single(direct: Direct) -> set[Fence] | None:
+        def single(usual: Usual) -> set[Fence] | None:
             nonlocal tries
             tries += 1
             [batch] = ordered
             birth = batch.birth
             if birth is None:
-                done = fused.append(direct, batch, self._lease_ms)
+                done = usual.append(batch, self._lease_ms)
             else:
-                done = fused.begin(direct, batch, self._new_row(batch, birth), birth.request.envelope())
+                done = usual.begin(batch, self._new_row(batch, birth), birth.request.envelope())
             return set() if done else None
 
-        usual = len(ordered) == 1 and not ordered[0].again and fused.can_say(ordered[0])
-        return self._database.write(work, single=single if usual else None)
+        return self._database.write(work, single=single if len(ordered) == 1 and is_usual(ordered[0]) else None)
 
     def append_in(self, connection: Connection, batch: Batch) -> None:
         """Write entries in somebody else's transaction, if the fence holds.
@@ -332,7 +298,10 @@ class Journal:
     def segment(self, pk: int, generation: int, scope: str, position: int, rows: int) -> list[Journaled]:
         """Up to ``rows`` entries of a scope, from ``position`` on. The last position may be cut in two."""
         values = {"pk": pk, "generation": generation, "scope": scope, "position": position, "rows": rows}
-        return self._database.read(lambda c: [journaled(r) for r in c.execute(_SEGMENT, values).all()])
+        return self._database.read(
+            lambda c: [journaled(r) for r in c.execute(SEGMENT, values).all()],
+            single=lambda usual: usual.segment(values),
+        )
 
     def guarded(self, pk: int, first: int, last: int) -> list[Journaled]:
         """Entries of all guarded steps in the generations ``first`` to ``last``."""
@@ -341,7 +310,7 @@ class Journal:
 
     def of_kind(self, kind: EntryKind, pk: int, first: int, last: int) -> list[Journaled]:
         """All entries of one kind in the generations ``first`` to ``last``."""
-        query = sa.select(*COLUMNS).where(_j.pk == pk, _j.generation.between(first, last), _j.kind == int(kind))
+        query = sa.select(*ENTRY_COLUMNS).where(_j.pk == pk, _j.generation.between(first, last), _j.kind == int(kind))
         return self._database.read(lambda c: [journaled(r) for r in c.execute(query.order_by(_j.generation))])
 
     def scopes(self, pk: int, generation: int) -> set[str]:

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 from ..errors import UnknownExecution, WrongState
 from .children import ChildEnd, kept_by, lock_parent, tell_parent
 from .database import Database
-from .journal import COLUMNS, insert_entries, journaled, to_execution
+from .journal import insert_entries, journaled, to_execution
 from .records import (
     FINAL_STATES,
     META,
@@ -36,6 +36,7 @@ from .records import (
     place_of,
 )
 from .rows import get_payload, put_payload
+from .statements import ENTRY_COLUMNS
 from .tables import executions, journal, now_ms, payloads
 
 __all__ = ["Operations"]
@@ -54,7 +55,7 @@ _TELLING = (
 )
 #: The same columns, without the values of steps: those may be large, and secret.
 _WITHOUT_VALUES = (
-    *(c for c in COLUMNS if c is not _j.payload),
+    *(c for c in ENTRY_COLUMNS if c is not _j.payload),
     sa.case((_j.kind.in_([int(k) for k in _TELLING]), _j.payload), else_=None).label("payload"),
 )
 
@@ -107,7 +108,7 @@ class Operations:
         :param values: with the values, errors and arguments of the steps.
         """
         query = (
-            sa.select(*(COLUMNS if values else _WITHOUT_VALUES))
+            sa.select(*(ENTRY_COLUMNS if values else _WITHOUT_VALUES))
             .where(_j.pk == pk, _j.generation == generation)
             .order_by(_j.scope, _j.position, _j.entry)
         )
@@ -333,7 +334,7 @@ class Operations:
     @staticmethod
     def _group(connection: Connection, row: Execution, scope: str, position: int) -> list[Journaled]:
         here = (_j.pk == row.pk, _j.generation == row.generation, _j.scope == scope, _j.position == position)
-        query = sa.select(*COLUMNS).where(*here).order_by(_j.entry)
+        query = sa.select(*ENTRY_COLUMNS).where(*here).order_by(_j.entry)
         return [journaled(r) for r in connection.execute(query)]
 
     @staticmethod

@@ -14,11 +14,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from ..errors import LeaseLost
-from . import fused
 from .birth import insert_new, new_row
 from .children import ChildEnd, lock_parent, tell_parent
 from .database import Database
-from .direct import Direct
 from .journal import insert_entries
 from .promises import Waking, await_promises
 from .records import (
@@ -42,6 +40,7 @@ from .records import (
 from .rows import get_payload, lease_lost, put_payload, quarantine
 from .statements import BY_ID, BY_PK, KNOWN, bound, grant, let_go
 from .tables import executions, new_pk, now_ms
+from .usual import LastCommit, Usual, is_usual
 
 __all__ = ["Ownership"]
 
@@ -81,7 +80,7 @@ class Ownership:
             opened = self._database.write(
                 lambda c: self._insert(c, request),
                 durable=False,
-                single=lambda d: self._insert_at_once(d, request),
+                single=lambda usual: self._insert_at_once(usual, request),
             )
             if opened:
                 return opened
@@ -96,7 +95,7 @@ class Ownership:
         values = {"namespace": self._namespace, "id": execution_id}
         return self._database.read(
             lambda c: c.execute(KNOWN, values).first() is not None,
-            single=lambda d: d.says(KNOWN, values),
+            single=lambda usual: usual.known(self._namespace, execution_id),
         )
 
     def _look(self, connection: Connection, request: OpenRequest) -> Opened | Closed | Refused | Literal[False]:
@@ -117,10 +116,10 @@ class Ownership:
         envelope = request.envelope() if request.recoverable else None
         return insert_new(connection, row, envelope) and self._new(pk, request)
 
-    def _insert_at_once(self, direct: Direct, request: OpenRequest) -> Opened | Literal[False]:
+    def _insert_at_once(self, usual: Usual, request: OpenRequest) -> Opened | Literal[False]:
         pk = new_pk()
         row = new_row(pk, self._namespace, request, self._lease_ms)
-        return fused.open_new(direct, row, request.envelope()) and self._new(pk, request)
+        return usual.open_new(row, request.envelope()) and self._new(pk, request)
 
     @staticmethod
     def _new(pk: int, request: OpenRequest, birth: Birth | None = None) -> Opened:
@@ -326,11 +325,11 @@ class Ownership:
                 waking = tell_parent(connection, parent, child)
             return True
 
-        def single(direct: Direct) -> bool | None:
-            return fused.settle(direct, batch, tuple(values), waits, parameters, envelope, kind, data) or None
+        def single(usual: Usual) -> bool | None:
+            return usual.settle(LastCommit(batch, tuple(values), waits, parameters, envelope, kind, data)) or None
 
-        usual = awaiting is None and child is None and fused.can_say(batch)
-        self._database.write(work, single=single if usual else None)
+        alone = awaiting is None and child is None and is_usual(batch)
+        self._database.write(work, single=single if alone else None)
         return at_once, waking
 
     def finish(

@@ -12,7 +12,7 @@ from ..errors import LeaseLost
 from .records import PayloadKind, State, StoredPayload
 from .tables import executions, now_ms, payloads
 
-__all__ = ["get_payload", "lease_lost", "put_payload", "quarantine", "spacing"]
+__all__ = ["get_payload", "lease_lost", "put_payload", "put_payload_statement", "quarantine", "spacing"]
 
 _x = executions.c
 
@@ -45,7 +45,12 @@ _UPSERT = _upserts()
 def put_payload(connection: Connection, pk: int, kind: PayloadKind, payload: StoredPayload) -> None:
     """Write or replace a payload row."""
     values = {"pk": pk, "kind": int(kind), "codec": payload.codec, "data": payload.data}
-    connection.execute(_UPSERT[connection.dialect.name], values)
+    connection.execute(put_payload_statement(connection.dialect.name), values)
+
+
+def put_payload_statement(dialect: str) -> sa.Insert:
+    """Writes a payload row, or replaces it."""
+    return _UPSERT[dialect]
 
 
 def get_payload(connection: Connection, pk: int, kind: PayloadKind) -> StoredPayload | None:

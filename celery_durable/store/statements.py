@@ -7,16 +7,18 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from .records import State
-from .tables import executions, from_now, now_ms, payloads
+from .records import Journaled, State
+from .tables import executions, from_now, journal, now_ms, payloads
 
 __all__ = [
     "BY_ID",
     "BY_PK",
+    "ENTRY_COLUMNS",
     "FENCE",
     "FENCE_CANCELLED",
     "INSERT_PAYLOAD",
     "KNOWN",
+    "SEGMENT",
     "bound",
     "grant",
     "let_go",
@@ -24,6 +26,7 @@ __all__ = [
 ]
 
 _x = executions.c
+_j = journal.c
 
 #: A row by the id that users know, locked, with the clock by which its lease is judged.
 BY_ID = (
@@ -63,6 +66,21 @@ def new_values(*columns: str, leased: bool = True) -> dict[str, Any]:
         **{name: sa.bindparam(f"b_{name}") for name in (*_GIVEN, *columns)},
     }
 
+
+#: An entry, in the order of :class:`~.records.Journaled`.
+ENTRY_COLUMNS = tuple(_j[name] for name in Journaled._fields)
+#: One segment of a scope, in the order in which the body asks.
+SEGMENT = (
+    sa.select(*ENTRY_COLUMNS)
+    .where(
+        _j.pk == sa.bindparam("pk"),
+        _j.generation == sa.bindparam("generation"),
+        _j.scope == sa.bindparam("scope"),
+        _j.position >= sa.bindparam("position"),
+    )
+    .order_by(_j.position, _j.entry)
+    .limit(sa.bindparam("rows"))
+)
 
 #: Writes a payload of a new execution.
 INSERT_PAYLOAD = sa.insert(payloads)

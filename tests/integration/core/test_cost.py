@@ -21,7 +21,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from celery_durable import DurableTask, Effect, Intent, OnAmbiguous, State, StepDescriptor, enqueue, resolve
 from celery_durable.runtime import Runtime
 from celery_durable.store import migrations
-from celery_durable.store.direct import Direct
+from celery_durable.store.fused import Fused
+from celery_durable.store.scripted import Scripted
 from celery_durable.worker.handlers import operations
 from tests.conftest import DATABASES, _use
 from tests.support.databases import JournalDatabase
@@ -92,9 +93,14 @@ class Meter:
         #: Journeys to the server, on PostgreSQL: there a transaction can be one statement.
         self.fused = 0
         self._open: list[str] = []
+        self._begun = False
         self.listen(self.database.engine)
-        if self.database._direct is not None and self.database._autocommit is not None:
-            self._listen_to(self.database._direct)
+        usual = self.database._usual
+        if isinstance(usual, Scripted):
+            #: Every statement, as SQLite itself tells it.
+            event.listen(usual._engine, "connect", lambda raw, record: raw.set_trace_callback(self._on_sqlite))
+        elif isinstance(usual, Fused) and self.database._autocommit is not None:
+            self._listen_to(usual)
             event.listen(self.database._autocommit, "before_cursor_execute", self._on_read)
         operations = Runtime.of(app).transactions._database.engine
         if operations is not self.database.engine:
@@ -119,16 +125,33 @@ class Meter:
             self.said.append(tuple(self._open))
             self._open.clear()
 
-    def _listen_to(self, direct: Direct) -> None:
-        says = direct.says
+    def _on_sqlite(self, statement: str) -> None:
+        if not _is_body():
+            return
+        if statement.startswith("BEGIN"):
+            self._open.clear()
+            self._begun = True
+        elif statement.startswith(("COMMIT", "ROLLBACK")):
+            self.said.append(tuple(self._open))
+            self._open.clear()
+            self._begun = False
+        elif words := _words(statement):
+            # The rows of a batch are told one by one.
+            if words != ["insert journal"] or self._open[-1:] != words:
+                self._open += words
+            if not self._begun:
+                self._on_commit(None)
 
-        def heard(statement: Any, values: dict[str, Any]) -> bool:
+    def _listen_to(self, usual: Fused) -> None:
+        ask = usual._direct._on_a_line
+
+        def heard(how: Any, statement: Any, values: dict[str, Any]) -> Any:
             if _is_body():
                 self.said.append(tuple(_words(str(statement.compile(dialect=self.database.engine.dialect)))))
                 self.fused += 1
-            return says(statement, values)
+            return ask(how, statement, values)
 
-        direct.says = heard  # type: ignore[method-assign]
+        usual._direct._on_a_line = heard  # type: ignore[method-assign]
 
     def cost(self, body: Callable[..., Any], **options: Any) -> list[tuple[str, ...]]:
         """What one delivery of a new execution says."""
