@@ -14,12 +14,11 @@ from .current import StepHandle
 from .effects import Guard
 from .errors import GuardConflict
 from .identity import idempotency_key
-from .replay import EFFECT_OF_CODE, Recorded
+from .replay import Recorded
 from .step import StepDescriptor
 from .store.records import Entry, EntryKind, GuardHolder, Journaled, StoredPayload
 
 __all__ = [
-    "EFFECT_CODE",
     "Action",
     "Ask",
     "Call",
@@ -32,8 +31,6 @@ __all__ = [
     "Transact",
     "Wait",
 ]
-
-EFFECT_CODE = {effect: code for code, effect in EFFECT_OF_CODE.items()}
 
 
 class Flush(NamedTuple):
@@ -180,7 +177,7 @@ class StepCall:
         return text if len(text) <= 300 else f"{text[:297]}..."
 
     def handle(self, attempt: int) -> StepHandle:
-        return StepHandle(self.execution_id, self.place, self.descriptor.name, attempt, lambda: self.key)
+        return StepHandle(self, attempt)
 
     def entry(
         self,
@@ -198,7 +195,7 @@ class StepCall:
             self.position,
             number,
             kind,
-            EFFECT_CODE[self.descriptor.effect],
+            self.descriptor._code,
             self.descriptor.name,
             self.fingerprint,
             self.key if self.lasting else None,

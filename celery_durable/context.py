@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import functools
-import inspect
 import random
 import uuid
 import weakref
 from collections.abc import Callable, Coroutine
+from types import FunctionType
 from typing import Any, ParamSpec, TypeVar, cast, overload
 
 from . import divergence
 from .actions import Outcome, StepCall
 from .calling import CallingContext
 from .checkpoint import FOLD_AT, expand, fold_prefix, is_folded
+from .coroutines import is_coroutine_function
 from .current import Active, active, operation
 from .drive import drive, drive_async, drive_plain
 from .errors import ConfigurationError, ContextClosed, NestedStep, ReplayDivergence
@@ -49,6 +50,7 @@ class DurableContext(WaitingContext, CallingContext, TransactionMethods, Undoing
         self._run = run
         self._closed = False
         self._folded = False
+        self._fold_at = FOLD_AT * run.limits.max_steps
         self._unawaited = {}
         self._parkings = weakref.WeakKeyDictionary()
         self._body = self._scope("", "")
@@ -94,7 +96,7 @@ class DurableContext(WaitingContext, CallingContext, TransactionMethods, Undoing
         :raises JournalUnavailable: the database did not answer; the body cannot go on, its message comes back.
         """
         descriptor, op = self._descriptor(what, op)
-        return cast("R", self._call(self._here(), descriptor, op, args, kwargs, inspect.iscoroutinefunction(op)))
+        return cast("R", self._call(self._here(), descriptor, op, args, kwargs, is_coroutine_function(op)))
 
     @overload
     def step_recorded(
@@ -117,7 +119,7 @@ class DurableContext(WaitingContext, CallingContext, TransactionMethods, Undoing
         For a coroutine function: an awaitable of it. Parameters and errors are those of :meth:`step`.
         """
         descriptor, op = self._descriptor(what, op)
-        is_async = inspect.iscoroutinefunction(op)
+        is_async = is_coroutine_function(op)
         return self._call(self._here(), descriptor, op, args, kwargs, is_async, recorded=True)
 
     def parallel(self, *, max_workers: int | None = None) -> Parallel:
@@ -189,7 +191,7 @@ class DurableContext(WaitingContext, CallingContext, TransactionMethods, Undoing
         named, occurrence = naming(descriptor, args, kwargs, print_, scope, run.namespace)
         if run.pending:
             run.settle_errors(scope.path, position)
-        if not self._folded and total > FOLD_AT * run.limits.max_steps:
+        if total > self._fold_at and not self._folded:
             self._folded = True
             self._fold()
         if descriptor.compensate is not None and not run.saga.marked:
@@ -292,6 +294,12 @@ class DurableContext(WaitingContext, CallingContext, TransactionMethods, Undoing
     # -- guards of the context itself -----------------------------------------------------------------------
 
     def _check(self, name: str = "") -> None:
+        run = self._run
+        if self._closed or run.sticky is not None or run.buffer.cancelled or operation.get() is not None:
+            self._refuse(name)
+
+    def _refuse(self, name: str) -> None:
+        """Say what is wrong, if it is."""
         if self._closed:
             raise ContextClosed(
                 f"the durable context of execution {self.execution_id} was used after its body had ended. Do all steps "
@@ -316,6 +324,8 @@ class DurableContext(WaitingContext, CallingContext, TransactionMethods, Undoing
             descriptor = what
         elif isinstance(what, str):
             descriptor = _named(what)
+            if type(op) is FunctionType:
+                return descriptor, op  # nothing can be wrong with the two
         else:
             raise ConfigurationError(f"step() takes a name or a StepDescriptor first, not {what!r}.")
         if not callable(op):

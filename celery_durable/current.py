@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final
 
 from .errors import ContextClosed
 
 if TYPE_CHECKING:
+    from .actions import StepCall
     from .context import DurableContext
     from .scope import ScopeState
 
@@ -16,31 +16,34 @@ __all__ = ["Active", "StepHandle", "active", "current_step", "operation"]
 
 
 class StepHandle:
-    """A running operation, as :func:`current_step` shows it.
+    """A running operation, as :func:`current_step` shows it."""
 
-    :param mint: makes the idempotency key, when somebody asks for it.
-    """
+    __slots__ = ("_call", "attempt")
 
-    __slots__ = ("_key", "_mint", "attempt", "execution_id", "name", "step_id")
-
-    def __init__(self, execution_id: str, step_id: str, name: str, attempt: int, mint: Callable[[], bytes]) -> None:
-        #: The Celery task id, or the id that the caller chose.
-        self.execution_id: Final = execution_id
-        #: Where the step stands in the body, such as ``"3"`` or ``"4.0/1"``.
-        self.step_id: Final = step_id
-        #: What the journal calls the step.
-        self.name: Final = name
+    def __init__(self, call: StepCall, attempt: int) -> None:
+        self._call = call
         #: 1 for the first try.
         self.attempt: Final = attempt
-        self._mint = mint
-        self._key: bytes | None = None
+
+    @property
+    def execution_id(self) -> str:
+        """The Celery task id, or the id that the caller chose."""
+        return self._call.execution_id
+
+    @property
+    def step_id(self) -> str:
+        """Where the step stands in the body, such as ``"3"`` or ``"4.0/1"``."""
+        return self._call.place
+
+    @property
+    def name(self) -> str:
+        """What the journal calls the step."""
+        return self._call.descriptor.name
 
     @property
     def idempotency_key(self) -> bytes:
         """32 bytes for the remote side to deduplicate on: the same for every try of this step."""
-        if self._key is None:
-            self._key = self._mint()
-        return self._key
+        return self._call.key
 
     def __repr__(self) -> str:
         return f"<step {self.name!r} (position {self.step_id}) of {self.execution_id}, try {self.attempt}>"

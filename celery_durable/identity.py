@@ -62,7 +62,7 @@ def fingerprint(name: str, effect_tag: str, args: tuple[Any, ...], kwargs: dict[
     :param kwargs: keyword arguments; their order does not matter.
     :raises FingerprintError: for an argument without canonical form; it names the step, the argument and the cure.
     """
-    parts = [_prefix(_OVER_ARGUMENTS, name, effect_tag), b"%d," % len(args)]
+    parts = [_prefix(_OVER_ARGUMENTS, name, effect_tag), b"1," if len(args) == 1 else b"%d," % len(args)]
     try:
         for value in args:
             parts.append(form_of(value, 0))  # noqa: PERF401  (a comprehension costs a frame per step)

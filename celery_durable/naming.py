@@ -16,7 +16,7 @@ __all__ = ["fingerprint_for", "naming"]
 def fingerprint_for(descriptor: StepDescriptor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
     """The fingerprint of a call of a step."""
     if descriptor.fingerprint is None:
-        return fingerprint(descriptor.name, descriptor.effect.value, args, kwargs)
+        return fingerprint(descriptor.name, descriptor.effect._value_, args, kwargs)
     return fingerprint_of(descriptor.name, descriptor.effect.value, descriptor.fingerprint(*args, **kwargs))
 
 

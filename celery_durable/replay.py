@@ -17,6 +17,7 @@ from .errors import JournalCorrupted
 from .store.records import EffectCode, EntryKind, Journaled, StoredPayload, place_of
 
 __all__ = [
+    "CODE_OF_EFFECT",
     "EFFECT_OF_CODE",
     "SEGMENT",
     "WITH_CHECKPOINT",
@@ -39,6 +40,7 @@ EFFECT_OF_CODE: Final = {
     EffectCode.EXACTLY_ONCE_GUARDED: Effect.EXACTLY_ONCE_GUARDED,
     EffectCode.TRANSACTIONAL: Effect.TRANSACTIONAL,
 }
+CODE_OF_EFFECT: Final = {effect: code for code, effect in EFFECT_OF_CODE.items()}
 #: Rows per read where checkpoints are expected: one, and the row that shows that it is complete.
 WITH_CHECKPOINT: Final = 2
 
@@ -181,6 +183,10 @@ def _where(row: Journaled) -> str:
     return f"position {place_of(row.scope, row.position)} of generation {row.generation}"
 
 
+#: A member of an enumeration is slow to get at.
+_CHECKPOINT: Final = int(EntryKind.CHECKPOINT)
+
+
 class ReplayCursor:
     """Hands out the journal's entries by position, reading ahead one segment at a time.
 
@@ -262,19 +268,25 @@ class ReplayCursor:
             if not full or rows[0].position != cut:
                 break
             limit *= 2  # one position alone fills the segment
-        whole = [row for row in rows if row.position != cut]
+        whole = rows if cut is None else [row for row in rows if row.position != cut]
         self._limit = self._segment
         for number, row in enumerate(whole):
-            if row.kind == EntryKind.CHECKPOINT:
+            if row.kind == _CHECKPOINT:
                 # It stands for a segment of steps; what follows it, perhaps more of the kind, is left to the next read.
                 full = full or number + 1 < len(whole)
                 whole = [*whole[:number], *self._expand(row)]
                 self._limit = WITH_CHECKPOINT
                 break
+        groups = self._groups
         end = self._read_to
         for row in whole:
-            self._groups.setdefault(row.position, []).append(row)
-            end = max(end, row.position + 1)
+            position = row.position
+            if position >= end:
+                # Rows come in the order of positions, and nearly every position has one.
+                groups[position] = [row]
+                end = position + 1
+            else:
+                groups.setdefault(position, []).append(row)
         self._read_to = end
         if not full:
             self._exhausted = True

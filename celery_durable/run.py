@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from .actions import EFFECT_CODE
 from .codec import Codec
 from .control import Cancelled, Park
 from .errors import DurableError, GuardConflict, JournalUnavailable, LeaseLost, StepLimitExceeded
@@ -30,6 +29,8 @@ __all__ = ["Counters", "Limits", "PendingError", "Run"]
 
 #: For how long a reading of the database's clock is good, in seconds.
 _CLOCK_KEEPS: Final = 1.0
+#: A member of an enumeration is slow to get at.
+_RESULT: Final = int(EntryKind.RESULT)
 
 
 @dataclass(frozen=True)
@@ -232,10 +233,10 @@ class Run(EarlierGenerations):
         row = rows[0]
         if (
             len(rows) > 1
-            or row.kind != EntryKind.RESULT
+            or row.kind != _RESULT
             or row.fingerprint != fingerprint
             or row.name != descriptor.name
-            or row.effect != EFFECT_CODE[descriptor.effect]
+            or row.effect != descriptor._code
             or row.codec is None
             or row.payload is None
             or descriptor.guard is not None

@@ -6,14 +6,17 @@ import functools
 import inspect
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any, Concatenate, Final, Generic, NamedTuple, ParamSpec, TypeVar, get_type_hints, overload
 
+from .coroutines import is_coroutine_function
 from .current import active
 from .effects import UNSET, Effect, Guard, Intent, OnAmbiguous, Policy, guarded
 from .errors import AmbiguityPolicyRequired, ConfigurationError
+from .replay import CODE_OF_EFFECT
 from .retry import Retry
+from .store.records import EffectCode
 from .transactional import AnyTransactional, DjangoTransactional, Giver, Isolation, Transactional, transactional
 from .transactional import check_operation as check_transaction
 
@@ -51,6 +54,8 @@ class StepDescriptor:
     transaction: AnyTransactional | None = None
     #: ``compensate(result, *args, **kwargs)``: undoes the step when the body fails or is cancelled.
     compensate: Callable[..., Any] | None = None
+    #: How the journal stores the effect: asked for with every call.
+    _code: EffectCode = field(init=False, repr=False, compare=False, default=EffectCode.IDEMPOTENT)
 
     def __post_init__(self) -> None:
         check_name(self.name, "a step's name")
@@ -80,6 +85,7 @@ class StepDescriptor:
             value = getattr(self, option)
             if value is not None and not callable(value) and not (option == "key" and isinstance(value, str) and value):
                 raise ConfigurationError(f"step {self.name!r}: {option}= cannot be {value!r}.")
+        object.__setattr__(self, "_code", CODE_OF_EFFECT[self.effect])
 
     @classmethod
     def idempotent(
@@ -270,7 +276,7 @@ class Step(Generic[P, R]):
         functools.update_wrapper(self, operation)
         self.operation = operation
         self.descriptor = descriptor
-        self.is_async = inspect.iscoroutinefunction(operation)
+        self.is_async = is_coroutine_function(operation)
         _all_steps.add(self)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:

@@ -77,7 +77,8 @@ class _Json:
     exact = True
 
     _dumps = staticmethod(_json_dumps())
-    _loads = staticmethod(json.JSONDecoder().raw_decode)
+    #: What ``raw_decode`` calls; its own call costs half as much again.
+    _scan = staticmethod(json.JSONDecoder().scan_once)  # type: ignore[attr-defined]
 
     def dump(self, tree: Tree) -> bytes:
         return self._dumps(tree).encode()
@@ -85,7 +86,10 @@ class _Json:
     def load(self, data: bytes) -> Tree:
         text = data.decode()
         tree: Tree
-        tree, end = self._loads(text)
+        try:
+            tree, end = self._scan(text, 0)
+        except StopIteration as error:
+            raise ValueError(f"no JSON at character {error.value}") from None
         if end != len(text):
             raise ValueError(f"{len(text) - end} characters too many")
         return tree
