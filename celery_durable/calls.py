@@ -131,7 +131,7 @@ class Call(Wait):
             for member in members
         ]
         reached("child.before_record", run.execution_id, self.name)
-        payload, _ = run.roundtrip(kept, f"the children of call {self.name!r} (position {station.place})")
+        payload = run.encode(kept, f"the children of call {self.name!r} (position {station.place})")
         station.append(self.kind, payload, launch.offspring if unknown else None)
         run.flush()
         for child in kept:

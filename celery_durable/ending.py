@@ -263,7 +263,7 @@ class Ending:
         for item in doubts:
             raised = type(run.decode_error(item.entry.payload, "the error of a step in doubt")).__name__
             what = {"reason": item.doubt, "decision": "parked", "error": raised}
-            payload, _ = run.roundtrip(what, "the reason of the doubt")
+            payload = run.encode(what, "the reason of the doubt")
             run.append(item.entry._replace(kind=EntryKind.AUDIT, payload=payload))
         reason = "\n".join(item.doubt or "" for item in doubts)
         if isinstance(error, Park) and error.reason != reason:

@@ -261,7 +261,7 @@ class Parallel:
         counts = [s.next_position for s in self._scopes]
         context = self._context
         if self._ends is None:
-            payload, _ = context._run.roundtrip(counts, "the end of a parallel scope")
+            payload = context._run.encode(counts, "the end of a parallel scope")
             place = self._parent.path, self._position
             context._run.append(Entry(*place, 1, EntryKind.SCOPE_END, None, "parallel", payload=payload))
         elif len(self._ends) != len(counts):

@@ -117,7 +117,7 @@ def _conflict(call: StepCall, generation: int, recorded: Recorded, first: Journa
     said = {"reason": "conflict", "generation": generation, "then": before, "now": call.preview()}
     if recorded.key is not None:
         said["key"] = recorded.key.hex()
-    payload, _ = around.roundtrip(said, call.where)
+    payload = around.encode(said, call.where)
     around.append(call.entry(EntryKind.AUDIT, payload=payload))
     yield Flush()
     around.must_park(error)
@@ -164,7 +164,7 @@ def _try(call: StepCall, attempt: int, around: Surroundings) -> Steps:
 
 def _announce(call: StepCall, attempt: int, around: Surroundings) -> Generator[Action, Any, Outcome | None]:
     """Commit the intent of a guarded operation, with everything buffered before it, under the lease (G2)."""
-    payload, _ = around.roundtrip({"arguments": call.preview(), "named": call.named is not None}, call.where)
+    payload = around.encode({"arguments": call.preview(), "named": call.named is not None}, call.where)
     intent = call.entry(EntryKind.INTENT, attempt=attempt, payload=payload)
     unstarted = call.entry(EntryKind.RUN_AGAIN, attempt=attempt)
     call.next_entry -= 1  # it is written in the place of whatever else would come next
@@ -246,7 +246,7 @@ def _succeed(call: StepCall, value: Any, attempt: int, took: int, around: Surrou
     try:
         payload, again = around.roundtrip(value, f"the result of {call.where}")
     except PayloadError as error:
-        reason, _ = around.roundtrip(error.message, call.where)
+        reason = around.encode(error.message, call.where)
         around.append(call.entry(EntryKind.LOST, attempt=attempt, payload=reason, duration_us=took), finishes=True)
         yield Flush()
         lost = _lost(call, around, reason)
@@ -375,7 +375,7 @@ def _doubt(call: StepCall, attempts: int, reason: str, around: Surroundings) -> 
 
 
 def _audit(call: StepCall, attempts: int, reason: str, decision: str, around: Surroundings) -> None:
-    payload, _ = around.roundtrip({"reason": reason, "decision": decision}, call.where)
+    payload = around.encode({"reason": reason, "decision": decision}, call.where)
     around.append(call.entry(EntryKind.AUDIT, attempt=attempts, payload=payload))
 
 

@@ -207,6 +207,9 @@ class Run(EarlierGenerations):
 
     # -- values ---------------------------------------------------------------------------------------------
 
+    def encode(self, value: Any, where: str) -> StoredPayload:
+        return StoredPayload(*self.codec.encode(value, where))
+
     def roundtrip(self, value: Any, where: str) -> tuple[StoredPayload, Any]:
         payload, again = self.codec.roundtrip(value, where)
         return StoredPayload(*payload), again
@@ -345,7 +348,7 @@ class Run(EarlierGenerations):
 
     def abort_entry(self, reason: str) -> Entry:
         """The entry that closes a generation."""
-        payload, _ = self.roundtrip(reason, "the reason of the restart")
+        payload = self.encode(reason, "the reason of the restart")
         return Entry("#aborted", 0, 0, EntryKind.ABORTED, None, "aborted", payload=payload)
 
 

@@ -205,7 +205,7 @@ class WaitingContext:
         if kept is None:
             kept = {"id": known, "timeout": timeout_ms, "heartbeat": heartbeat_ms, **run.tokens.mint(known)[0]}
         promise = self._promise(name, known, kept, lane)
-        payload, _ = run.roundtrip(kept, f"the token of promise {name!r}")
+        payload = run.encode(kept, f"the token of promise {name!r}")
         entry = Entry(
             scope.path,
             position,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import reprlib
 from typing import Any
@@ -25,13 +26,17 @@ class _Repr(reprlib.Repr):
         return super().repr_int(x, level) if x.bit_length() < 4096 else f"{x:#x}"[: self.maxlong] + "..."
 
 
+#: Made once for each limit: it takes longer than the text of a small value.
+_repr = functools.cache(_Repr)
+
+
 def preview(value: Any, limit: int = 200) -> str:
     """A ``repr`` that is safe to print: one line, at most ``limit`` characters, and never an exception.
 
     What an object's own ``__repr__`` raises is shown in its place.
     """
     try:
-        text = _Repr(limit).repr(value)
+        text = _repr(limit).repr(value)
     # repr() runs foreign code.
     except Exception as error:
         text = f"<{type(value).__qualname__}: repr raised {type(error).__name__}>"

@@ -18,10 +18,10 @@ from .birth import insert_new, new_row
 from .children import ChildEnd, lock_parent, tell_parent
 from .database import Database
 from .journal import insert_entries
+from .judge import Judge
 from .promises import Waking, await_promises
 from .records import (
     FINAL_STATES,
-    PARKED_STATES,
     Awaiting,
     Batch,
     Birth,
@@ -32,13 +32,12 @@ from .records import (
     Opened,
     OpenRequest,
     PayloadKind,
-    Refusal,
     Refused,
     State,
     StoredPayload,
 )
-from .rows import get_payload, lease_lost, put_payload, quarantine
-from .statements import BY_ID, BY_PK, KNOWN, bound, grant, let_go
+from .rows import lease_lost, put_payload
+from .statements import BY_ID, BY_PK, KNOWN, bound, let_go
 from .tables import executions, new_pk, now_ms
 from .usual import LastCommit, Usual, is_usual
 
@@ -59,7 +58,7 @@ class Ownership:
         self._database = database
         self._namespace = namespace
         self._lease_ms = lease_ms
-        self._max_attempts = max_attempts
+        self._judge = Judge(lease_ms, max_attempts)
 
     # -- opening --------------------------------------------------------------------------------------------
 
@@ -100,7 +99,7 @@ class Ownership:
 
     def _look(self, connection: Connection, request: OpenRequest) -> Opened | Closed | Refused | Literal[False]:
         row = self._find(connection, request)
-        return self._insert(connection, request) if row is None else self._judge(connection, row, request)
+        return self._insert(connection, request) if row is None else self._judge.answer(connection, row, request)
 
     def _find(self, connection: Connection, request: OpenRequest) -> Row[Any] | None:
         if request.pk is not None:
@@ -132,113 +131,6 @@ class Ownership:
             retries=request.retries,
             resumed=False,
             birth=birth,
-        )
-
-    def _lease(self, request: OpenRequest) -> dict[str, Any]:
-        return {"b_lease": self._lease_ms, "b_wake": self._lease_ms if request.recoverable else None}
-
-    def _judge(self, connection: Connection, row: Row[Any], request: OpenRequest) -> Opened | Closed | Refused:
-        state = State(row.state)
-        running = state is State.RUNNING
-        if running and row.owner == request.owner:
-            # Our own commit of a moment ago, whose acknowledgement was lost.
-            return self._granted(row, row.epoch, row.attempts, row.retries, request)
-        if request.replacements < row.replacements:
-            return Refused(Refusal.STALE, state)
-        if state is State.CANCELLED and row.wake_at is None:
-            return Refused(Refusal.DONE, state)
-        if request.replacements > row.replacements and state not in PARKED_STATES:
-            # Task.replace goes on under the same id. Whoever sent this is done, whether it has said so or not: the
-            # message may have taken its way through a chain or a chord.
-            return self._begin_anew(connection, row, request)
-        if row.task != request.task and (state in FINAL_STATES or state is State.PENDING):
-            # Somebody chose one id for two tasks.
-            return self._begin_anew(connection, row, request)
-        if state in FINAL_STATES and row.pruned_at is not None:
-            return Refused(Refusal.PRUNED, state)
-        if state in FINAL_STATES:
-            # An eager caller waits for the value itself; nobody was told it before.
-            told = row.wake_at is None and request.recoverable
-            if told:
-                return Refused(Refusal.DONE, state)
-            return Closed(row.pk, state, get_payload(connection, row.pk, PayloadKind.OUTCOME))
-        if state in PARKED_STATES:
-            return Refused(Refusal.PARKED, state)
-        if running and (row.lease_until > row.now or request.postponed):
-            return Refused(Refusal.LIVE, state)
-        if request.retries < row.retries or row.task != request.task:
-            return Refused(Refusal.STALE, state)
-        if state is State.SUSPENDED and not row.sends and request.recoverable:
-            # It waits, and nobody has sent it since: a duplicate of the message that brought it there.
-            return Refused(Refusal.STALE, state)
-        attempts = row.attempts + (1 if running else 0)
-        if attempts > self._max_attempts:
-            reason = quarantine(connection, row, self._max_attempts)
-            return Refused(Refusal.QUARANTINED, State.QUARANTINED, reason)
-        epoch = row.epoch + 1
-        values = {
-            "state": State.RUNNING.value,
-            "epoch": epoch,
-            "owner": request.owner,
-            "attempts": attempts,
-            "retries": request.retries,
-            "sends": 0,
-        }
-        connection.execute(grant(*values), bound({"pk": row.pk, **values}) | self._lease(request))
-        return self._granted(row, epoch, attempts, request.retries, request, taken_over=running)
-
-    def _begin_anew(self, connection: Connection, row: Row[Any], request: OpenRequest) -> Opened:
-        generation = row.generation + 1
-        values = {
-            "state": State.RUNNING.value,
-            "task": request.task,
-            "epoch": row.epoch + 1,
-            "owner": request.owner,
-            "generation": generation,
-            "base_generation": generation,
-            "attempts": 0,
-            "retries": request.retries,
-            "replacements": request.replacements,
-            "sends": 0,
-            "steps": 0,
-        }
-        if row.pruned_at is not None:
-            # A tombstone of what went before is no longer true of what begins now.
-            values["pruned_at"] = None
-        connection.execute(grant(*values), bound({"pk": row.pk, **values}) | self._lease(request))
-        if request.recoverable:
-            put_payload(connection, row.pk, PayloadKind.ENVELOPE, request.envelope())
-        return Opened(
-            fence=Fence(row.pk, row.epoch + 1),
-            owner=request.owner,
-            generation=generation,
-            base_generation=generation,
-            attempts=0,
-            retries=request.retries,
-            resumed=False,
-        )
-
-    @staticmethod
-    def _granted(
-        row: Row[Any],
-        epoch: int,
-        attempts: int,
-        retries: int,
-        request: OpenRequest,
-        taken_over: bool = False,
-    ) -> Opened:
-        return Opened(
-            fence=Fence(row.pk, epoch),
-            owner=request.owner,
-            generation=row.generation,
-            base_generation=row.base_generation,
-            attempts=attempts,
-            retries=retries,
-            # Epoch 0 is a row that was written at publish and never ran.
-            resumed=epoch > 1 or row.generation > 1,
-            taken_over=taken_over,
-            steps=row.steps,
-            cancelling=row.cancel_at is not None,
         )
 
     # -- keeping --------------------------------------------------------------------------------------------

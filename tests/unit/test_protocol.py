@@ -80,8 +80,11 @@ class Stage:
         self.entries.append(entry)
         self.log.append(entry.kind.name)
 
+    def encode(self, value: Any, where: str) -> StoredPayload:
+        return StoredPayload(*CODEC.encode(value, where))
+
     def roundtrip(self, value: Any, where: str) -> tuple[StoredPayload, Any]:
-        payload = StoredPayload(*CODEC.encode(value, where))
+        payload = self.encode(value, where)
         return payload, self.decode(payload, where)
 
     def roundtrip_error(self, error: BaseException, where: str) -> tuple[StoredPayload, Exception]:
