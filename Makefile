@@ -12,6 +12,9 @@
 PYTHON ?= python3
 VENV ?= $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
 ARGS ?=
+# Files of tests run beside each other, in the order of their names: the long ones of acceptance begin. One after the
+# other: make test ARGS='-n 0'.
+SIDE_BY_SIDE := -n auto --dist loadfile --no-loadscope-reorder
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -42,7 +45,7 @@ demo: $(READY)
 	@$(BIN)/python -m example_project.demo $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 bench: $(VENV)/.ready-bench
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -51,6 +51,12 @@ settings.register_profile("ci", settings.get_profile("durable"), derandomize=Tru
 USAGE: dict[str, Usage] = {}
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """For ``-n auto``: tests wait most of their time, for leases to lapse and for killed workers."""
+    return min((os.cpu_count() or 1) + 1, 8)
+
+
 # -- fixtures ---------------------------------------------------------------------------------------------------
 
 

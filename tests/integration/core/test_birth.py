@@ -92,7 +92,9 @@ def test_what_is_known_is_judged_before_anything_runs(lab: Lab) -> None:
 def test_many_owners_at_once_run_one_guarded_step(database: JournalDatabase, ledger: Ledger) -> None:
     """Bodies that begin at the same moment, in threads of a worker: one of them gets to its guarded step."""
     app = Celery("birth", broker="memory://", backend="cache+memory://", set_as_current=False)
-    app.conf.update({**database.conf, "durable_flush_interval": 20.0, "durable_recovery_interval": 20.0})
+    # Queues in memory are the process's: in a common one there may be messages of other tests.
+    app.conf.update({**database.conf, "task_default_queue": f"birth-{database.kind}"})
+    app.conf.update(durable_flush_interval=20.0, durable_recovery_interval=20.0)
     migrations.upgrade(database.url)
     gate = threading.Barrier(4)
 

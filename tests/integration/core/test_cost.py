@@ -173,6 +173,7 @@ def meter(database: JournalDatabase) -> Iterator[Meter]:
     app = Celery("cost", broker="memory://", backend="cache+memory://", set_as_current=False)
     app.conf.update(
         **database.conf,
+        task_default_queue="cost",  # no message of another test
         durable_flush_interval=20.0,  # only what somebody waits for is written
         durable_ack_timeout=5.0,
         durable_recovery_interval=25.0,

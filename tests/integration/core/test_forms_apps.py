@@ -45,6 +45,7 @@ def make_app(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callab
     def make(name: str, *, settings: dict[str, Any] | None = None, **options: Any) -> Celery:
         app = Celery(name, broker="memory://", backend="cache+memory://", set_as_current=False, **options)
         app.conf.broker_transport_options = {"polling_interval": 0.01}
+        app.conf.task_default_queue = f"forms-{name}"  # no message of another test
         app.conf.update({"durable_database_url": f"sqlite:///{tmp_path / name}.db", **(settings or {})})
         apps.append(app)
         return app
