@@ -324,10 +324,10 @@ class DurableContext(WaitingContext, CallingContext, TransactionMethods, Undoing
             descriptor = what
         elif isinstance(what, str):
             descriptor = _named(what)
-            if type(op) is FunctionType:
-                return descriptor, op  # nothing can be wrong with the two
         else:
             raise ConfigurationError(f"step() takes a name or a StepDescriptor first, not {what!r}.")
+        if type(op) is FunctionType and not descriptor._particular:
+            return descriptor, op  # nothing can be wrong with the two
         if not callable(op):
             raise ConfigurationError(
                 f"step {descriptor.name!r} needs a callable, not {op!r}; pass the function and its arguments: "

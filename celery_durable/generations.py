@@ -50,10 +50,14 @@ class EarlierGenerations:
 
     def earlier(self, call: StepCall) -> tuple[int, Recorded, Journaled] | None:
         """The guarded step of an earlier generation that this one is, if there is one (G6)."""
+        if self.generation == self.opened.base_generation:
+            return None
         return self.prior.claim(call.key, call.descriptor.name, call.fingerprint)
 
     def conflicting(self, call: StepCall) -> tuple[int, Recorded, Journaled] | None:
         """A guarded step of the same name and other arguments, of which this one may be the repetition."""
+        if self.generation == self.opened.base_generation:
+            return None
         for generation, recorded, first in self.prior.unclaimed(call.descriptor.name):
             # Two operations that the application has named differently are two.
             if not (call.named is not None and self._was_named(first)):

@@ -164,7 +164,7 @@ def _try(call: StepCall, attempt: int, around: Surroundings) -> Steps:
 
 def _announce(call: StepCall, attempt: int, around: Surroundings) -> Generator[Action, Any, Outcome | None]:
     """Commit the intent of a guarded operation, with everything buffered before it, under the lease (G2)."""
-    payload = around.encode({"arguments": call.preview(), "named": call.named is not None}, call.where)
+    payload = around.encode_tree({"arguments": call.preview(), "named": call.named is not None})
     intent = call.entry(EntryKind.INTENT, attempt=attempt, payload=payload)
     unstarted = call.entry(EntryKind.RUN_AGAIN, attempt=attempt)
     call.next_entry -= 1  # it is written in the place of whatever else would come next

@@ -210,6 +210,9 @@ class Run(EarlierGenerations):
     def encode(self, value: Any, where: str) -> StoredPayload:
         return StoredPayload(*self.codec.encode(value, where))
 
+    def encode_tree(self, tree: dict[str, Any]) -> StoredPayload:
+        return StoredPayload(*self.codec.encode_tree(tree))
+
     def roundtrip(self, value: Any, where: str) -> tuple[StoredPayload, Any]:
         payload, again = self.codec.roundtrip(value, where)
         return StoredPayload(*payload), again

@@ -56,6 +56,8 @@ class StepDescriptor:
     compensate: Callable[..., Any] | None = None
     #: How the journal stores the effect: asked for with every call.
     _code: EffectCode = field(init=False, repr=False, compare=False, default=EffectCode.IDEMPOTENT)
+    #: Not every function will do: see the checks below.
+    _particular: bool = field(init=False, repr=False, compare=False, default=False)
 
     def __post_init__(self) -> None:
         check_name(self.name, "a step's name")
@@ -86,6 +88,9 @@ class StepDescriptor:
             if value is not None and not callable(value) and not (option == "key" and isinstance(value, str) and value):
                 raise ConfigurationError(f"step {self.name!r}: {option}= cannot be {value!r}.")
         object.__setattr__(self, "_code", CODE_OF_EFFECT[self.effect])
+        assumes = self.guard is not None and self.guard.policy is OnAmbiguous.SKIP
+        particular = assumes or self.compensate is not None or self.transaction is not None
+        object.__setattr__(self, "_particular", particular)
 
     @classmethod
     def idempotent(

@@ -243,7 +243,8 @@ class JournalWriter:
                     "any more."
                 )
             else:
-                buffer.committed += sum(len(b.entries) for b in batches)
+                for batch in batches:
+                    buffer.committed += len(batch.entries)
                 buffer.verified_at = before
                 buffer.born = True
                 buffer.cancelled = buffer.fence in cancelled

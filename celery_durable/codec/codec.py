@@ -81,6 +81,13 @@ class Codec:
             ) from None
         return self._finish(self._dump(tree, where), where)
 
+    def encode_tree(self, tree: Tree, where: str = "value") -> Payload:
+        """The payload of a value that is known to be a plain tree, as :mod:`.tree` has it: nothing is looked at.
+
+        :raises PayloadTooLarge: when it takes more than the limit.
+        """
+        return self._finish(self._dump(tree, where), where)
+
     def encode_json(self, value: Any) -> Payload | None:
         """The payload of a value of which nothing matters but its JSON: subclasses and tuples come back as the plain
         types. Much cheaper than :meth:`encode`.

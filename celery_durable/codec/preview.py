@@ -9,6 +9,8 @@ from typing import Any
 
 __all__ = ["preview"]
 
+#: Nobody asks for fewer characters than a number of this size has.
+_SMALL = 10**15
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]+")
 
 
@@ -35,6 +37,8 @@ def preview(value: Any, limit: int = 200) -> str:
 
     What an object's own ``__repr__`` raises is shown in its place.
     """
+    if type(value) is int and -_SMALL < value < _SMALL:
+        return repr(value)
     try:
         text = _repr(limit).repr(value)
     # repr() runs foreign code.

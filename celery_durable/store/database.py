@@ -260,19 +260,12 @@ class Database:
         :raises SchemaError: when the tables are missing.
         """
         transaction = self._transaction if durable else self._relaxed_transaction
-        untried = single
 
         def attempt() -> T:
-            nonlocal untried
-            if untried is not None and self._usual is not None:
-                say, untried = untried, None
-                answer = say(self._usual)
-                if answer is not None:
-                    return answer
             with transaction() as connection:
                 return work(connection)
 
-        return self._bounded(attempt, timeout)
+        return self._bounded(attempt, timeout, single)
 
     def _statements(self) -> contextlib.AbstractContextManager[Connection]:
         """A connection on which each statement stands for itself."""
@@ -306,7 +299,7 @@ class Database:
         work: Callable[[Connection], T],
         *,
         timeout: float | None = None,
-        single: Callable[[Usual], T] | None = None,
+        single: Callable[[Usual], T | None] | None = None,
     ) -> T:
         """Run ``work`` without a transaction: each statement sees what is committed.
 
@@ -316,22 +309,26 @@ class Database:
         """
 
         def attempt() -> T:
-            if single is not None and self._usual is not None:
-                return single(self._usual)
             with self._statements() as connection:
                 return work(connection)
 
-        return self._bounded(attempt, timeout)
+        return self._bounded(attempt, timeout, single)
 
-    def _bounded(self, attempt: Callable[[], T], timeout: float | None) -> T:
+    def _bounded(
+        self, attempt: Callable[[], T], timeout: float | None, single: Callable[[Usual], T | None] | None
+    ) -> T:
         limit = self.timeout if timeout is None else timeout
         deadline = time.monotonic() + limit
         pause = _FIRST_PAUSE
         while True:
             try:
-                with self._until(deadline):
-                    self.check_schema()
-                    return attempt()
+                if self._pid != os.getpid():
+                    self._make_engine()
+                say, single = single, None
+                if self._watchdog is None:
+                    return self._say(attempt, say)
+                with self._watchdog.until(deadline):
+                    return self._say(attempt, say)
             except (exc.OperationalError, exc.InterfaceError, exc.InternalError, exc.TimeoutError) as error:
                 failure: Exception = error
             except exc.DBAPIError as error:
@@ -347,11 +344,20 @@ class Database:
             time.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
-    def _until(self, deadline: float) -> contextlib.AbstractContextManager[None]:
-        """A server that says nothing is an error at ``deadline``."""
+    def until(self, deadline: float) -> contextlib.AbstractContextManager[None]:
+        """A server that says nothing is an error at ``deadline`` (``time.monotonic()``)."""
         if self._pid != os.getpid():
             self._make_engine()
         return contextlib.nullcontext() if self._watchdog is None else self._watchdog.until(deadline)
+
+    def _say(self, attempt: Callable[[], T], single: Callable[[Usual], T | None] | None) -> T:
+        if not self._checked:
+            self.check_schema()
+        if single is not None and self._usual is not None:
+            answer = single(self._usual)
+            if answer is not None:
+                return answer
+        return attempt()
 
     # -- schema ---------------------------------------------------------------------------------------------
 

@@ -82,14 +82,21 @@ class _Line:
             found = cursor.fetchone() is not None
             cursor.close()
             return found
-        constants, encoding = form.constants, self.encoding
+        given = {**form.constants, **values}
         data: list[bytes | None] = []
         formats = []
         for name in form.order:
-            value = values[name] if name in values else constants[name]
-            binary = type(value) is bytes
-            formats.append(1 if binary else 0)
-            data.append(value if binary or value is None else _text(value, encoding))
+            value = given[name]
+            kind = type(value)
+            if kind is bytes:
+                formats.append(1)
+            else:
+                formats.append(0)
+                if kind is int:
+                    value = b"%d" % value
+                elif value is not None:
+                    value = _text(value, self.encoding)
+            data.append(value)
         if not self.prepares:
             result = self.libpq.exec_params(form.sql, data, None, formats)
         else:
@@ -181,12 +188,14 @@ class Direct:
                 self._idle.pop().close()
 
     def _take(self) -> _Line:
-        with contextlib.suppress(IndexError):
-            while True:
+        while self._idle:
+            try:
                 line = self._idle.pop()
-                if time.monotonic() - line.since < _AGE:
-                    return line
-                line.close()
+            except IndexError:
+                break  # another thread was faster
+            if time.monotonic() - line.since < _AGE:
+                return line
+            line.close()
         try:
             line = _Line(self._engine.raw_connection(), self._watchdog)
         except self._engine.dialect.loaded_dbapi.Error as error:
@@ -228,9 +237,7 @@ class Direct:
         )
 
 
-def _text(value: int | str, encoding: str) -> bytes:
-    if type(value) is int:
-        return b"%d" % value
+def _text(value: object, encoding: str) -> bytes:
     text = str(value)
     if "\0" in text:
         from psycopg import DataError

@@ -124,45 +124,55 @@ class Scripted:
         form = _fence()
         fence = form.pick({"b_pk": pk, "b_epoch": epoch, "b_lease": lease_ms, "b_steps": batch.steps})
 
-        def say(driver: Any) -> bool:
+        def transaction(driver: Any) -> bool:
+            driver.execute("BEGIN IMMEDIATE")
             if not driver.execute(form.sql, fence).rowcount:
-                return False
+                return _undo(driver)
             _write(driver, batch)
-            return True
+            return _commit(driver)
 
-        return self._transact(say)
+        return self._with(transaction)
 
     def begin(self, batch: Batch, row: dict[str, Any], envelope: StoredPayload) -> bool:
-        return self._transact(lambda driver: _born(driver, (), True, row, envelope) and _write(driver, batch))
+        def transaction(driver: Any) -> bool:
+            driver.execute("BEGIN IMMEDIATE")
+            if not _born(driver, (), True, row, envelope):
+                return _undo(driver)
+            _write(driver, batch)
+            return _commit(driver)
+
+        return self._with(transaction)
 
     def open_new(self, row: dict[str, Any], envelope: StoredPayload) -> bool:
-        def work(driver: Any) -> bool:
+        def transaction(driver: Any) -> bool:
             # Inside a transaction it cannot be changed.
             driver.execute("PRAGMA synchronous = NORMAL")
             try:
-                return _commit(driver, lambda driver: _born(driver, (), True, row, envelope))
+                driver.execute("BEGIN IMMEDIATE")
+                return _commit(driver) if _born(driver, (), True, row, envelope) else _undo(driver)
             finally:
                 driver.execute("PRAGMA synchronous = FULL")
 
-        return self._with(work)
+        return self._with(transaction)
 
     def settle(self, last: LastCommit) -> bool:
         batch = last.batch
 
-        def say(driver: Any) -> bool:
+        def transaction(driver: Any) -> bool:
+            driver.execute("BEGIN IMMEDIATE")
             if batch.birth is not None:
                 if not _born(driver, last.columns, False, last.bound, last.envelope):
-                    return False
+                    return _undo(driver)
             else:
                 form = _let_go(last.columns, last.waits)
                 if not driver.execute(form.sql, form.pick(last.bound)).rowcount:
-                    return False
+                    return _undo(driver)
             _write(driver, batch)
             if last.payload is not None:
                 driver.execute(_payload(True), (batch.fence.pk, int(last.kind), *last.payload))
-            return True
+            return _commit(driver)
 
-        return self._transact(say)
+        return self._with(transaction)
 
     # -- connections ----------------------------------------------------------------------------------------
 
@@ -176,9 +186,6 @@ class Scripted:
             return self._idle.pop()
         except IndexError:
             return self._engine.raw_connection()
-
-    def _transact(self, say: Callable[[Any], bool]) -> bool:
-        return self._with(lambda driver: _commit(driver, say))
 
     def _with(self, work: Callable[[Any], T]) -> T:
         line: Any = None
@@ -203,12 +210,17 @@ class Scripted:
         return answer
 
 
-def _commit(driver: Any, say: Callable[[Any], bool]) -> bool:
-    """Run ``say`` in a transaction, and commit it where it holds."""
-    driver.execute("BEGIN IMMEDIATE")
-    done = say(driver)
-    driver.execute("COMMIT" if done else "ROLLBACK")
-    return done
+# What a transaction is made of. Few calls: after each sync the processor has forgotten all that it knew.
+
+
+def _commit(driver: Any) -> bool:
+    driver.execute("COMMIT")
+    return True
+
+
+def _undo(driver: Any) -> bool:
+    driver.execute("ROLLBACK")
+    return False
 
 
 def _born(
@@ -223,14 +235,13 @@ def _born(
     return True
 
 
-def _write(driver: Any, batch: Batch) -> bool:
+def _write(driver: Any, batch: Batch) -> None:
     """Write entries; the transaction holds their fence."""
     entries = batch.entries
     if len(entries) == 1:
         driver.execute(_entry(), _row(batch, entries[0]))
     elif entries:
         driver.executemany(_entry(), [_row(batch, entry) for entry in entries])
-    return True
 
 
 def _row(batch: Batch, entry: Entry) -> tuple[Any, ...]:

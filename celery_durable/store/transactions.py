@@ -116,7 +116,7 @@ class Transactions:
         deadline = time.monotonic() + self.timeout
         entered = False
         try:
-            with database._until(deadline):
+            with database.until(deadline):
                 connection = database.connect()
                 with connection:
                     if isolation is not None and connection.dialect.name != "sqlite":

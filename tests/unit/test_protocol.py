@@ -83,6 +83,9 @@ class Stage:
     def encode(self, value: Any, where: str) -> StoredPayload:
         return StoredPayload(*CODEC.encode(value, where))
 
+    def encode_tree(self, tree: dict[str, Any]) -> StoredPayload:
+        return StoredPayload(*CODEC.encode_tree(tree))
+
     def roundtrip(self, value: Any, where: str) -> tuple[StoredPayload, Any]:
         payload = self.encode(value, where)
         return payload, self.decode(payload, where)
