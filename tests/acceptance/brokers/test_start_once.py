@@ -47,6 +47,7 @@ def waiting(arena: Arena) -> int:
 
 def result(arena: Arena, execution: str) -> Any:
     """What a process without a worker gets to know, from the journal alone."""
+    eventually(lambda: any(row.id == execution for row in arena.operations.find(limit=100)), 60)
     return celery_durable.get(execution, arena.publisher(result_backend="disabled://")).result(timeout=60)
 
 

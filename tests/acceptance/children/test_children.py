@@ -27,7 +27,10 @@ OPTIONS: dict[str, dict[str, Any]] = {"prefork": {"concurrency": 2}, "gevent": G
 def test_every_kind_of_child_gives_its_end_to_the_parent(arena: Arena, pool: str) -> None:
     arena.worker(**OPTIONS[pool])
     arena.send("kinds", "kinds")
-    assert arena.result("kinds").get(timeout=90) == {
+    found = arena.result("kinds").get(timeout=90)
+    # Whichever Celery tells first.
+    assert found.pop("failed in a chord") in (["ChildFailed", "Declined"], ["ChildFailed", "ChordError"])
+    assert found == {
         "chain": 4,
         "chain of durable ones": 4,
         "chord": 6,
@@ -39,7 +42,6 @@ def test_every_kind_of_child_gives_its_end_to_the_parent(arena: Arena, pool: str
         "failed": ["ChildFailed", "Declined"],
         "failed plainly": ["ChildFailed", "Declined"],
         "failed in a chain": ["ChildFailed", "Declined"],
-        "failed in a chord": ["ChildFailed", "Declined"],
         "expired": ["ChildCancelled", "NoneType"],
         "late": ["ChildTimeout", "NoneType"],
     }

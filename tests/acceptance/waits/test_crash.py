@@ -21,13 +21,15 @@ from .arena import Arena
 # The first test of a database waits for all cells.
 pytestmark = [pytest.mark.brokers("redis"), pytest.mark.timeout(240)]
 
+#: Seconds, longer than a body takes from its step to its suspension where the machine is busy.
+LONG = 2.0
 #: Task, its arguments, what it returns, whether somebody has to keep a promise.
 BODIES: dict[str, tuple[str, tuple[Any, ...], Any, bool]] = {
-    "nap": ("nap", (0.5, "rested"), "rested", False),
+    "nap": ("nap", (LONG, "rested"), "rested", False),
     "approve": ("approve", (), "yes", True),
-    "race": ("race", (0.5,), "late", False),
-    "branches": ("branches", (0.5,), ["slept", "yes", "worked"], True),
-    "coroutine": ("coroutine", (0.5,), ["yes"], True),
+    "race": ("race", (LONG,), "late", False),
+    "branches": ("branches", (LONG,), ["slept", "yes", "worked"], True),
+    "coroutine": ("coroutine", (LONG,), ["yes"], True),
 }
 WAIT = ["wait.before_arm", "wait.before_suspend", "wait.after_suspend", "wait.woken"]
 #: Only where nothing but time ends the wait: whoever keeps a promise sends the message himself.

@@ -57,7 +57,12 @@ class Arena(CrashArena):
     def revoke(self, execution: str, workers: Sequence[WorkerProcess], **options: Any) -> None:
         """Revoke an execution, and wait until these workers know."""
         names = [worker.hostname for worker in workers]
-        told = self.client.control.revoke(
-            execution, destination=names, reply=True, limit=len(names), timeout=30, **options
-        )
-        assert len(told or ()) == len(names), told
+
+        def told() -> bool:
+            # A worker of greenlets hears of it once that one of them listens; until then Redis forgets what it is told.
+            answers = self.client.control.revoke(
+                execution, destination=names, reply=True, limit=len(names), timeout=5, **options
+            )
+            return len(answers or ()) == len(names)
+
+        eventually(told, 60)
