@@ -40,14 +40,21 @@ def expand(row: Journaled, codec: Codec) -> Sequence[Journaled]:
     if row.codec is None or row.payload is None:
         raise corrupted(where, "it has no payload")
     packed = codec.decode(row.codec, row.payload, where)
+    names: dict[str, str] = {}
+    rows = []
     try:
-        return [_unpack(row, *step) for step in packed]
+        # From the end, so that what is packed goes as what is unpacked comes.
+        while packed:
+            rows.append(_unpack(row, names, *packed.pop()))
+        rows.reverse()
+        return rows
     except (TypeError, ValueError) as error:
         raise corrupted(where, f"{type(error).__name__}: {error}") from error
 
 
 def _unpack(
     row: Journaled,
+    names: dict[str, str],
     position: int,
     entry: int,
     effect: int,
@@ -64,7 +71,8 @@ def _unpack(
         entry=entry,
         kind=int(EntryKind.RESULT),
         effect=effect,
-        name=name,
+        # Most steps have the name of their neighbour.
+        name=names.setdefault(name, name),
         fingerprint=base64.b64decode(fingerprint),
         attempt=attempt,
         at=at,

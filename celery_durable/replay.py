@@ -268,12 +268,14 @@ class ReplayCursor:
             if not full or rows[0].position != cut:
                 break
             limit *= 2  # one position alone fills the segment
-        whole = rows if cut is None else [row for row in rows if row.position != cut]
+        whole = [row for row in rows if row.position != cut]
         self._limit = self._segment
         for number, row in enumerate(whole):
             if row.kind == _CHECKPOINT:
                 # It stands for a segment of steps; what follows it, perhaps more of the kind, is left to the next read.
                 full = full or number + 1 < len(whole)
+                # Let go of that one: it is as large as all that this one becomes.
+                rows = ()
                 whole = [*whole[:number], *self._expand(row)]
                 self._limit = WITH_CHECKPOINT
                 break
