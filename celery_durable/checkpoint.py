@@ -40,6 +40,8 @@ def expand(row: Journaled, codec: Codec) -> Sequence[Journaled]:
     if row.codec is None or row.payload is None:
         raise corrupted(where, "it has no payload")
     packed = codec.decode(row.codec, row.payload, where)
+    if not isinstance(packed, list):
+        raise corrupted(where, f"it holds a {type(packed).__name__}")
     names: dict[str, str] = {}
     rows = []
     try:
