@@ -198,13 +198,19 @@ class WaitingContext:
             recorded = fold(rows)
             run.counters.replayed += 1
             kept = run.decode(recorded.payload, f"the token of promise {name!r}")
-            # A journal that was copied tells of the promise that was given away, which is another execution's.
-            return self._promise(name, kept["id"], kept, lane)
+            return self._promise(name, kept, lane)
         reached("promise.before_create", run.execution_id, name)
         kept = run.earlier_promises().get(known)
         if kept is None:
-            kept = {"id": known, "timeout": timeout_ms, "heartbeat": heartbeat_ms, **run.tokens.mint(known)[0]}
-        promise = self._promise(name, known, kept, lane)
+            of = [scope.lane, name, number]
+            kept = {
+                "id": known,
+                "of": of,
+                "timeout": timeout_ms,
+                "heartbeat": heartbeat_ms,
+                **run.tokens.mint(known)[0],
+            }
+        promise = self._promise(name, kept, lane)
         payload = run.encode(kept, f"the token of promise {name!r}")
         entry = Entry(
             scope.path,
@@ -222,10 +228,14 @@ class WaitingContext:
         reached("promise.after_create", run.execution_id, name)
         return promise
 
-    def _promise(self, name: str, known: str, kept: Mapping[str, Any], lane: str) -> Promise:
-        tokens = self._run.tokens
+    def _promise(self, name: str, kept: Mapping[str, Any], lane: str) -> Promise:
+        """
+        :param kept: what the journal keeps of it. In a rerun that is another execution's, and what was given away.
+        """
+        tokens, known = self._run.tokens, kept["id"]
+        again = lambda: tokens.again(known, kept)  # noqa: E731
         return Promise(
-            name, known, lambda: tokens.again(known, kept), kept.get("timeout"), kept.get("heartbeat"), lane=lane
+            name, known, again, kept.get("timeout"), kept.get("heartbeat"), lane=lane, row_id=kept.get("row")
         )
 
     # -- how a wait goes ------------------------------------------------------------------------------------
