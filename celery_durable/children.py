@@ -23,6 +23,7 @@ from celery.canvas import (  # type: ignore[attr-defined]
     group,
     maybe_signature,
 )
+from celery.exceptions import NotRegistered
 from celery.result import allow_join_result
 
 from . import envelope as envelopes
@@ -126,6 +127,8 @@ def check_signature(app: Celery, signature: Any, what: str) -> Any:
             f"{what} takes signatures, not {signature!r}: task.s(1, 2) for task.delay(1, 2), or chain(...), "
             "group(...), chord(...)."
         )
+    if isinstance(signature, _chain) and not signature.tasks:
+        raise ConfigurationError(f"{what} of an empty chain: there is nothing to wait for.")
     theirs: Any = signature._app  # type: ignore[attr-defined]
     if theirs is not None and getattr(theirs, "_get_current_object", lambda: theirs)() is not app:
         raise ConfigurationError(
@@ -220,7 +223,13 @@ def run_here(member: Member) -> Ended:
         signature.options["task_id"] = member.task_id
     # A chain takes the results of its tasks, which are there already.
     with allow_join_result():
-        result = signature.apply()
+        try:
+            result = signature.apply()
+        except NotRegistered as unknown:
+            raise ConfigurationError(
+                f"the child {member.name!r} cannot run: no task {unknown!s} is registered in this process. In eager "
+                "mode a child runs where its parent does: import the module that defines it."
+            ) from None
     if result.state == states.SUCCESS:
         return Ended(result.result)
     if result.state == states.REVOKED:

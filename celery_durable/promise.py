@@ -19,7 +19,7 @@ class Promise:
     :func:`celery_durable.resolve` or :func:`celery_durable.reject`; the body calls ``wait()`` or ``select()``.
     """
 
-    __slots__ = ("_again", "_heartbeat_ms", "_id", "_lane", "_name", "_row_id", "_timeout_ms", "_token")
+    __slots__ = ("_again", "_heartbeat_ms", "_id", "_lane", "_maker", "_name", "_row_id", "_timeout_ms", "_token")
 
     def __init__(
         self,
@@ -34,6 +34,8 @@ class Promise:
     ) -> None:
         #: What tells it from others of its name, in each execution of this body.
         self._lane = lane
+        #: Id of the execution whose body made it; that one can wait for it.
+        self._maker = ""
         self._name = name
         self._id = promise_id
         #: Of what this execution waits for: a rerun has rows of its own for the promises that it shares.
@@ -75,7 +77,7 @@ class Promise:
 class Timer:
     """Something that time brings. Made by :meth:`DurableContext.timer`; it runs from then on."""
 
-    __slots__ = ("_delay_ms", "_due", "_place", "_since")
+    __slots__ = ("_delay_ms", "_due", "_maker", "_place", "_since")
 
     def __init__(self, *, due: int | None = None, delay_ms: int = 0) -> None:
         #: By the database's clock; None until that was read.
@@ -84,6 +86,8 @@ class Timer:
         self._since = time.monotonic()
         #: Where it was set in the body.
         self._place = ""
+        #: Id of the execution whose body set it.
+        self._maker = ""
 
     def _due_at(self, now: int) -> int:
         """When it is due, in ms since the epoch by the database's clock.
