@@ -129,6 +129,7 @@ def check_signature(app: Celery, signature: Any, what: str) -> Any:
         )
     if isinstance(signature, _chain) and not signature.tasks:
         raise ConfigurationError(f"{what} of an empty chain: there is nothing to wait for.")
+    _check_id(signature)
     theirs: Any = signature._app  # type: ignore[attr-defined]
     if theirs is not None and getattr(theirs, "_get_current_object", lambda: theirs)() is not app:
         raise ConfigurationError(
@@ -136,6 +137,14 @@ def check_signature(app: Celery, signature: Any, what: str) -> Any:
             f"send it by this one's broker, name it: app.signature({str(signature['task'])!r}, (...))."
         )
     return signature
+
+
+def _check_id(signature: Any) -> None:
+    if signature.options.get("durable_id"):
+        raise ConfigurationError(
+            f"the child task {signature['task']} has a durable_id. A child's id is derived from its parent, so "
+            "that it is started once; leave the durable_id out."
+        )
 
 
 class _Marked:
@@ -177,11 +186,7 @@ class _Marked:
         return self._leaf(signature, whole)
 
     def _leaf(self, signature: Any, whole: bool) -> Any:
-        if signature.options.get("durable_id"):
-            raise ConfigurationError(
-                f"the child task {signature['task']} has a durable_id. A child's id is derived from its parent, so "
-                "that it is started once; leave the durable_id out."
-            )
+        _check_id(signature)
         self._identify(signature, whole)
         headers = {**(signature.options.get("headers") or {}), envelopes.CHILD_HEADER: self._member.id}
         signature.options["headers"] = headers
