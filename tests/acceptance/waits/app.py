@@ -6,7 +6,7 @@ from typing import Any
 
 from celery import Celery
 
-from celery_durable import DurableTask, Intent, OnAmbiguous, Promise, StepDescriptor, current_step
+from celery_durable import DurableTask, Intent, OnAmbiguous, Promise, PromiseTimeout, StepDescriptor, current_step
 from tests.support.conf import configure
 from tests.support.ledger import Ledger
 
@@ -170,3 +170,14 @@ def hand_over(self: DurableTask, number: int) -> int:
 def bad_news(request: Any, error: Any, traceback: Any) -> None:
     """An errback."""
     Ledger.from_env().fire("bad news", of=request.id, error=str(error))
+
+
+@app.task(base=DurableTask, bind=True)
+def impatient(self: DurableTask, seconds: float) -> str:
+    """Waits for somebody who does not come in time."""
+    promise = self.durable.promise("word", timeout=seconds)
+    try:
+        self.durable.wait(promise)
+    except PromiseTimeout:
+        return str(self.durable.step(AFTER, happen, "nobody"))
+    return "somebody"
