@@ -92,8 +92,7 @@ def find(runtime: Runtime, promise_id: Any, token: Any) -> Target:
     """
     if not isinstance(promise_id, str) or not isinstance(token, str):
         raise WrongToken(_NO_SUCH)
-    # What no id can look like is not put to the database, which may refuse to be asked for it.
-    target = runtime.promises.target(promise_id) if promise_id.isalnum() and promise_id.isascii() else None
+    target = runtime.promises.target(promise_id)
     if not fits(token, None if target is None else target.token_hash) or target is None:
         raise WrongToken(_NO_SUCH)
     return target

@@ -123,7 +123,8 @@ class Promises:
         """
 
         def read(connection: Connection) -> Target | None:
-            rows = shares(connection, promise_id)
+            # What no id can look like is not put to the database, which may refuse to be asked for it.
+            rows = shares(connection, promise_id) if promise_id.isascii() and promise_id.isalnum() else ()
             if not rows:
                 return None
             row = rows[0]

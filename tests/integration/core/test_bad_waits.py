@@ -10,9 +10,19 @@ import sqlalchemy as sa
 from celery import chain
 
 import celery_durable
-from celery_durable import ConfigurationError, DurableContext, FingerprintError, ResultTimeout, State, enqueue
+from celery_durable import (
+    ConfigurationError,
+    DurableContext,
+    ExecutionCancelled,
+    FingerprintError,
+    ResultTimeout,
+    State,
+    UnknownExecution,
+    WrongToken,
+    enqueue,
+)
 from tests.support.delivery import Delivery
-from tests.support.lab import Lab
+from tests.support.lab import Lab, everywhere
 
 
 def test_what_another_execution_has_made_cannot_be_waited_for(lab: Lab, deliver: Delivery) -> None:
@@ -124,3 +134,41 @@ def test_enqueue_takes_arguments_as_apply_async_does(make_lab: Callable[..., Lab
             enqueue(connection, lab.job, args)
         with pytest.raises(ConfigurationError, match=r"keyword arguments as a dict, not 5"):
             enqueue(connection, lab.job, (), 5)  # type: ignore[arg-type]
+
+
+# -- texts that some databases refuse -----------------------------------------------------------------------------
+
+LONE = "caf\ud800"
+
+
+@everywhere
+@pytest.mark.parametrize("text", ["a\0b", "\ud800", "one ", "ONE", "\U0001f600", "x" * 5000, None, 5])
+def test_what_can_be_no_id_is_unknown(lab: Lab, text: Any) -> None:
+    """It may come from a URL: no error of the database's."""
+    lab.run(lambda ctx: None)
+    with pytest.raises(UnknownExecution, match="there is no execution"):
+        celery_durable.get(text, lab.app)
+    with pytest.raises(WrongToken):
+        celery_durable.resolve(text, "token", app=lab.app)
+    assert lab.runtime.promises.target(str(text)) is None
+
+
+@everywhere
+def test_a_reason_may_be_any_text(lab: Lab, deliver: Delivery) -> None:
+    deliver.suspends(lambda ctx: ctx.sleep(9))
+    celery_durable.get("one", lab.app).cancel(f"{LONE} \0")
+    with pytest.raises(ExecutionCancelled, match=r"was cancelled: caf\\ud800 \0"):
+        celery_durable.get("one", lab.app).result()
+
+
+@everywhere
+def test_an_execution_is_parked_whatever_the_error_says(lab: Lab) -> None:
+    def undo() -> None:
+        raise OSError(f"no such file: {LONE}")
+
+    def body(ctx: DurableContext) -> None:
+        ctx.on_failure(undo)
+        raise ValueError(LONE)
+
+    assert r"no such file: caf\ud800" in lab.parks(body)
+    assert lab.state() is State.QUARANTINED
