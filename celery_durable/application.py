@@ -8,22 +8,25 @@ which nothing is ever found.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from celery import _state
+from celery import Celery, _state
 
 from .errors import ConfigurationError
 from .settings import is_made_up, names_journal
-
-if TYPE_CHECKING:
-    from celery import Celery
 
 __all__ = ["choose", "real"]
 
 
 def real(app: Any) -> Any:
-    """An application itself, where a proxy of it is given."""
-    return app._get_current_object() if hasattr(app, "_get_current_object") else app
+    """An application itself, where a proxy of it is given.
+
+    :raises ConfigurationError: for anything else.
+    """
+    found = app._get_current_object() if hasattr(app, "_get_current_object") else app
+    if not isinstance(found, Celery):
+        raise ConfigurationError(f"app= takes a Celery application, not {found!r}.")
+    return found
 
 
 def choose(durable: Collection[Celery]) -> Any:
@@ -39,7 +42,8 @@ def choose(durable: Collection[Celery]) -> Any:
     :raises ConfigurationError: where several may be meant.
     """
     tls: Any = _state._tls  # type: ignore[attr-defined]
-    current = real(tls.current_app or _state.default_app)  # type: ignore[attr-defined]
+    remembered = tls.current_app or _state.default_app  # type: ignore[attr-defined]
+    current = None if remembered is None else real(remembered)
     if current is not None and is_made_up(current):
         current = None
     if current is not None and (current in durable or names_journal(current)):

@@ -99,13 +99,9 @@ class CallingContext:
         :raises ConfigurationError, FingerprintError: as :meth:`call`, and for numbers that make no sense.
         """
         needed = _until(until, len(signatures))
-        counts: tuple[tuple[str, Any, int], ...] = (
-            ("concurrency", concurrency, 1),
-            ("tolerate", tolerate, 0),
-        )
-        for word, number, least in counts:
-            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < least):
-                raise ConfigurationError(f"gather({word}={number!r}): it is a number, {least} or more.")
+        if concurrency is not None:
+            _check_count(concurrency, "gather(concurrency=", 1)
+        _check_count(tolerate, "gather(tolerate=", 0)
         app = self._app()
         checked = [children.check_signature(app, one, "gather()") for one in signatures]
         for one in checked:
@@ -154,8 +150,12 @@ class CallingContext:
         :returns: the results, in the order of the items.
         :raises: the first error, in the order of the items, after all branches have ended.
         """
-        if concurrency is not None and (isinstance(concurrency, bool) or concurrency < 1):
-            raise ConfigurationError(f"map(concurrency={concurrency!r}): it is a number, 1 or more.")
+        if concurrency is not None:
+            _check_count(concurrency, "map(concurrency=", 1)
+        if not callable(function):
+            raise ConfigurationError(f"map() takes a function and the items to call it with, not {function!r}.")
+        if not isinstance(items, Iterable):
+            raise ConfigurationError(f"map() takes the items as a list or another iterable, not {items!r}.")
         if inspect.iscoroutinefunction(getattr(function, "operation", function)):
             return self._map_async(function, list(items), concurrency)
         with self.parallel(max_workers=concurrency) as branches:
@@ -172,6 +172,11 @@ class CallingContext:
         async with self.parallel() as branches:
             made = [branches.submit(one, item) for item in items]
         return [branch.result() for branch in made]
+
+
+def _check_count(number: object, what: str, least: int) -> None:
+    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+        raise ConfigurationError(f"{what}{number!r}): it is a whole number, {least} or more.")
 
 
 def _until(until: object, total: int) -> int | None:

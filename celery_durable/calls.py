@@ -16,7 +16,7 @@ from .errors import ChildCancelled, ChildFailed, ChildTimeout, GuardConflict
 from .faults import reached
 from .identity import short, wait_print
 from .outcome import value_of
-from .store.promises import PromiseRow
+from .store.promise_rows import PromiseRow
 from .store.records import EntryKind, Journaled, NewPromise, PromiseState, StoredPayload
 from .waits import Came, Wait
 

@@ -15,7 +15,8 @@ from .errors import JournalUnavailable, UnknownExecution, WrongState
 from .runtime import Runtime
 from .store import Operations
 from .store.children import kept_by
-from .store.records import EntryKind, Execution, PayloadKind, PromiseState, State, StoredPayload
+from .store.records import EntryKind, Execution, PayloadKind, PromiseState, State
+from .store.rows import reason_payload
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -88,7 +89,7 @@ def after_cancel(app: Celery, row: Execution, reason: str) -> None:
     promise = envelopes.unpack(stored, runtime.envelope_codec)["headers"].get(envelopes.CHILD_HEADER)
     if promise and promise != kept_by(row.id):
         why = f"{row.task}[{row.id}] was cancelled: {reason}"
-        report(app, promise, PromiseState.CANCELLED, StoredPayload(0, why.encode()))
+        report(app, promise, PromiseState.CANCELLED, reason_payload(why))
 
 
 def cancel_children(app: Celery, pk: int, first: int, last: int, reason: str) -> None:

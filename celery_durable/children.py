@@ -23,6 +23,7 @@ from celery.canvas import (  # type: ignore[attr-defined]
     group,
     maybe_signature,
 )
+from celery.exceptions import NotRegistered
 from celery.result import allow_join_result
 
 from . import envelope as envelopes
@@ -126,6 +127,9 @@ def check_signature(app: Celery, signature: Any, what: str) -> Any:
             f"{what} takes signatures, not {signature!r}: task.s(1, 2) for task.delay(1, 2), or chain(...), "
             "group(...), chord(...)."
         )
+    if isinstance(signature, _chain) and not signature.tasks:
+        raise ConfigurationError(f"{what} of an empty chain: there is nothing to wait for.")
+    _check_id(signature)
     theirs: Any = signature._app  # type: ignore[attr-defined]
     if theirs is not None and getattr(theirs, "_get_current_object", lambda: theirs)() is not app:
         raise ConfigurationError(
@@ -133,6 +137,14 @@ def check_signature(app: Celery, signature: Any, what: str) -> Any:
             f"send it by this one's broker, name it: app.signature({str(signature['task'])!r}, (...))."
         )
     return signature
+
+
+def _check_id(signature: Any) -> None:
+    if signature.options.get("durable_id"):
+        raise ConfigurationError(
+            f"the child task {signature['task']} has a durable_id. A child's id is derived from its parent, so "
+            "that it is started once; leave the durable_id out."
+        )
 
 
 class _Marked:
@@ -174,11 +186,7 @@ class _Marked:
         return self._leaf(signature, whole)
 
     def _leaf(self, signature: Any, whole: bool) -> Any:
-        if signature.options.get("durable_id"):
-            raise ConfigurationError(
-                f"the child task {signature['task']} has a durable_id. A child's id is derived from its parent, so "
-                "that it is started once; leave the durable_id out."
-            )
+        _check_id(signature)
         self._identify(signature, whole)
         headers = {**(signature.options.get("headers") or {}), envelopes.CHILD_HEADER: self._member.id}
         signature.options["headers"] = headers
@@ -220,7 +228,13 @@ def run_here(member: Member) -> Ended:
         signature.options["task_id"] = member.task_id
     # A chain takes the results of its tasks, which are there already.
     with allow_join_result():
-        result = signature.apply()
+        try:
+            result = signature.apply()
+        except NotRegistered as unknown:
+            raise ConfigurationError(
+                f"the child {member.name!r} cannot run: no task {unknown!s} is registered in this process. In eager "
+                "mode a child runs where its parent does: import the module that defines it."
+            ) from None
     if result.state == states.SUCCESS:
         return Ended(result.result)
     if result.state == states.REVOKED:

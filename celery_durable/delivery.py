@@ -95,7 +95,7 @@ def report(app: Celery, promise: str, state: PromiseState, payload: StoredPayloa
         logger.info("nobody waits for the child task of promise %s any more", promise)
         return
     reached("child.before_settle", promise)
-    _, waking = runtime.promises.settle(promise, target.pk, state, payload, namespace=runtime.settings.namespace)
+    _, woken = runtime.promises.settle(promise, target.pk, state, payload, namespace=runtime.settings.namespace)
     reached("child.after_settle", promise)
-    if waking is not None:
+    for waking in woken:
         wake(app, waking)

@@ -48,6 +48,16 @@ def milliseconds(value: Any, what: str, *, least: int = 0) -> int:
     return found
 
 
+def seconds(value: Any, what: str) -> float:
+    """How long somebody waits at most, in seconds; less than 0 is 0.
+
+    :raises ConfigurationError: for what is no number.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        raise ConfigurationError(f"{what} takes seconds, or None for as long as it takes, not {value!r}.")
+    return float(value)
+
+
 def moment(value: Any, what: str) -> int:
     """A moment in milliseconds since the epoch, UTC, rounded up; it may have passed.
 

@@ -22,6 +22,7 @@ from .publish import publish_stashed
 from .signals import park as announce_parked
 from .store.children import ChildEnd, kept_by
 from .store.records import Batch, EntryKind, PromiseState, State, StoredPayload
+from .store.rows import reason_payload
 from .waking import wake
 from .worker.control import tell_due
 
@@ -83,7 +84,7 @@ class Ending:
             if kept is PromiseState.RESOLVED:
                 outcome = StoredPayload(*self._runtime.codec.encode({"value": None}, "no value"))
             else:
-                outcome = StoredPayload(0, reason_of(self._runtime, run.fence.pk).encode())
+                outcome = reason_payload(reason_of(self._runtime, run.fence.pk))
         return ChildEnd(promise, kept, outcome, self._runtime.settings.namespace)
 
     def _commit(self, run: Run, settle: Callable[[Batch], T]) -> T:
@@ -275,7 +276,7 @@ class Ending:
         reached("task.before_park", run.execution_id)
         self._commit(
             run,
-            lambda b: self._runtime.ownership.park(b, self._session.owner, state, StoredPayload(0, reason.encode())),
+            lambda b: self._runtime.ownership.park(b, self._session.owner, state, reason_payload(reason)),
         )
         reached("task.after_park", run.execution_id)
         self.tell_parked(state, reason)

@@ -71,10 +71,12 @@ class EarlierGenerations:
         return bool(intent["named"])
 
     def earlier_promises(self) -> dict[str, dict[str, Any]]:
-        """What earlier generations keep of the promises that they made: those may have been given away."""
+        """What earlier generations keep of the promises that they made, by the ids of their rows: those may have been
+        given away.
+        """
         if self._promised is None:
             kept = self._kept(EntryKind.PROMISE, "the token of an earlier promise")
-            self._promised = {one["id"]: one for one in kept}
+            self._promised = {one.get("row", one["id"]): one for one in kept}
         return self._promised
 
     def earlier_children(self) -> dict[str, dict[str, Any]]:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from . import timeline
 from .cancelling import cancel
+from .durations import seconds
 from .effects import Effect
-from .errors import ExecutionCancelled, ExecutionParked, ResultLost, ResultTimeout, WrongState
+from .errors import ConfigurationError, ExecutionCancelled, ExecutionParked, ResultLost, ResultTimeout, WrongState
 from .install import app_of
 from .outcome import restore
 from .rerun import rerun
@@ -242,6 +243,7 @@ class ExecutionHandle:
 
         :param timeout: seconds to wait; None: as long as it takes. 0: do not wait.
         :returns: the value, as the journal gives it back; None where the body ended by Celery's ``Ignore``.
+        :raises ConfigurationError: for a timeout that is no number of seconds.
         :raises ResultTimeout: when it has not ended by then.
         :raises ExecutionParked: when it waits for an operator.
         :raises ExecutionCancelled: when it was cancelled.
@@ -315,6 +317,8 @@ class ExecutionHandle:
         :param reason: why; is shown to whoever looks at it.
         :raises WrongState: when it has ended already, is being undone, or a step of it is in doubt.
         """
+        if not isinstance(reason, str):
+            raise ConfigurationError(f"cancel() takes the reason as a text, not {reason!r}.")
         _, problem, _ = cancel(self._app, self._id, reason)
         if problem is not None:
             logger.warning("the result backend was not told that %s is cancelled: %s", self._id, problem)
@@ -374,6 +378,8 @@ class ExecutionHandle:
 
 def _pauses(timeout: float | None) -> Iterator[float]:
     """How long to wait before each further look, until the time is over."""
+    if timeout is not None:
+        seconds(timeout, "result(timeout=)")
     deadline = None if timeout is None else time.monotonic() + timeout
     pause = _FIRST_PAUSE
     while True:

@@ -188,7 +188,19 @@ def child_print(name: str, form: Any) -> bytes:
     :param form: what is called, in plain data.
     :raises FingerprintError: for an argument without canonical form.
     """
-    return blake3(_OVER_WAIT + lengthy("call") + lengthy(name) + canonical(form, f"the call {name!r}")).digest()
+    try:
+        shape = form_of(form, 0)
+    except (NoCanonicalForm, RecursionError) as error:
+        reason = error if isinstance(error, NoCanonicalForm) else too_deep()
+        path = path_text(reason.path)
+        raise FingerprintError(
+            f"the call {name!r} has no canonical form: {path} of [task, arguments, keyword arguments] is {reason}. A "
+            "replay knows a child again by its arguments. Pass plain data, such as the id by which the child finds "
+            "the object.",
+            where=f"the call {name!r}",
+            path=path,
+        ) from error
+    return blake3(_OVER_WAIT + lengthy("call") + lengthy(name) + shape).digest()
 
 
 def short(fp: bytes) -> str:

@@ -95,6 +95,13 @@ def enqueue(
     :raises JournalUnavailable: when the journal's database cannot be asked whether it is the same one.
     """
     app = _app_of(what)
+    if isinstance(args, (str, bytes)) or not isinstance(args, (Iterable, type(None))):
+        raise ConfigurationError(
+            f"enqueue() takes the task's arguments as a list or tuple, as apply_async does, not {args!r}: "
+            "enqueue(session, task, (1, 2))."
+        )
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise ConfigurationError(f"enqueue() takes the task's keyword arguments as a dict, not {kwargs!r}.")
     runtime = Runtime.of(app)
     alias = django_orm.alias_of(where)
     joined: _Joined | DjangoJoined

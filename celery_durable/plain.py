@@ -8,7 +8,7 @@ import inspect
 import time
 import uuid
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 
 from .actions import StepCall
 from .calls import Call
@@ -25,12 +25,15 @@ from .step import StepDescriptor, StepRecord
 from .transaction import run_plainly as transact_plainly
 from .transaction import run_plainly_async as transact_plainly_async
 from .transactional import AnyTransactional
+from .undoing import check_undo
 from .waits import Sleep, Wait
 
 if TYPE_CHECKING:
     from celery import Celery
 
 __all__ = ["PlainContext", "call_plainly", "run_plainly"]
+
+P = ParamSpec("P")
 
 
 def _nothing(position: int, rows: int) -> tuple[()]:
@@ -109,6 +112,10 @@ class PlainContext(DurableContext):
     def patched(self, change_id: str) -> bool:
         """Always True: there is no old execution."""
         return True
+
+    def on_failure(self, function: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Nothing is undone without a journal: it may be half done already, and nobody would know."""
+        check_undo(function)
 
     def parallel(self, *, max_workers: int | None = None) -> Parallel:
         """Branches run at the same time here too."""

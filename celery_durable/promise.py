@@ -19,7 +19,7 @@ class Promise:
     :func:`celery_durable.resolve` or :func:`celery_durable.reject`; the body calls ``wait()`` or ``select()``.
     """
 
-    __slots__ = ("_again", "_heartbeat_ms", "_id", "_lane", "_name", "_timeout_ms", "_token")
+    __slots__ = ("_again", "_heartbeat_ms", "_id", "_lane", "_maker", "_name", "_row_id", "_timeout_ms", "_token")
 
     def __init__(
         self,
@@ -30,11 +30,16 @@ class Promise:
         heartbeat_ms: int | None = None,
         *,
         lane: str = "",
+        row_id: str | None = None,
     ) -> None:
         #: What tells it from others of its name, in each execution of this body.
         self._lane = lane
+        #: Id of the execution whose body made it; that one can wait for it.
+        self._maker = ""
         self._name = name
         self._id = promise_id
+        #: Of what this execution waits for: a rerun has rows of its own for the promises that it shares.
+        self._row_id = row_id or promise_id
         self._again = again
         self._timeout_ms = timeout_ms
         self._heartbeat_ms = heartbeat_ms
@@ -62,7 +67,8 @@ class Promise:
 
     def _row(self) -> NewPromise:
         """What the store keeps of it."""
-        return NewPromise(self._id, self._name, hash_of(self.token), self._timeout_ms, self._heartbeat_ms)
+        shared = None if self._row_id == self._id else self._id
+        return NewPromise(self._row_id, self._name, hash_of(self.token), self._timeout_ms, self._heartbeat_ms, shared)
 
     def __repr__(self) -> str:
         return f"<promise {self._name!r} {self._id}>"
@@ -71,7 +77,7 @@ class Promise:
 class Timer:
     """Something that time brings. Made by :meth:`DurableContext.timer`; it runs from then on."""
 
-    __slots__ = ("_delay_ms", "_due", "_place", "_since")
+    __slots__ = ("_delay_ms", "_due", "_maker", "_place", "_since")
 
     def __init__(self, *, due: int | None = None, delay_ms: int = 0) -> None:
         #: By the database's clock; None until that was read.
@@ -80,6 +86,8 @@ class Timer:
         self._since = time.monotonic()
         #: Where it was set in the body.
         self._place = ""
+        #: Id of the execution whose body set it.
+        self._maker = ""
 
     def _due_at(self, now: int) -> int:
         """When it is due, in ms since the epoch by the database's clock.

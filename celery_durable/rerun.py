@@ -6,6 +6,9 @@ named itself (``key=``) are the same, and what was done under one is not done ag
 
 Children that ended before the chosen step are shared with what they came to. The copy says so under the ids that they
 would have as children of the new execution: so it needs nothing of the old one, and a body that diverges finds them.
+
+Promises that were made before it are shared as they are, kept or not: whoever was given one has no other. The new
+execution has a row of its own for each, which is settled together with the old one.
 """
 
 from __future__ import annotations
@@ -22,12 +25,12 @@ from .afresh import as_new_call
 from .checkpoint import expand
 from .errors import UnknownStep, WrongState
 from .faults import reached
-from .identity import call_hash, child_id
+from .identity import call_hash, child_id, promise_id
 from .publish import publish_stored
 from .runtime import Runtime
 from .saga import UNDO
 from .store import Operations
-from .store.copying import Prefix, copy_prefix
+from .store.copying import BRINGING, Prefix, copy_prefix
 from .store.records import FINAL_STATES, META, PARKED_STATES, EntryKind, Execution, Journaled, PayloadKind
 from .store.recovery import Published
 
@@ -77,7 +80,8 @@ def rerun(
             f"execution {execution_id} ran eagerly, so that its message was not stored. Call its task again."
         )
     rows = operations.entries(source.pk, source.generation, values=False)
-    prefix = _prefix(source, rows, runtime.codec, from_step, new_id)
+    promised = runtime.journal.of_kind(EntryKind.PROMISE, source.pk, source.generation, source.generation)
+    prefix = _prefix(source, rows, promised, runtime.codec, from_step, new_id)
     message = as_new_call(app, envelopes.unpack(stored, runtime.envelope_codec), new_id, callbacks=callbacks)
     published = Published(
         new_id,
@@ -116,8 +120,17 @@ def _check_state(source: Execution) -> None:
 
 
 def _prefix(
-    source: Execution, rows: Sequence[Journaled], codec: Codec, from_step: int | str | None, new_id: str
+    source: Execution,
+    rows: Sequence[Journaled],
+    promised: Sequence[Journaled],
+    codec: Codec,
+    from_step: int | str | None,
+    new_id: str,
 ) -> Prefix:
+    """
+    :param rows: the journal, without values and tokens.
+    :param promised: its entries that have tokens.
+    """
     found = timeline.read(rows, codec, source.state)
     found.steps = [step for step in found.steps if not step.position.startswith(UNDO)]
     position = 0 if from_step is None else _position(source, found, from_step)
@@ -134,7 +147,8 @@ def _prefix(
         if _root(wait.position) < position and wait.outcome == "open":
             raise _unfinished(source, wait.kind, wait, "", _CHILDREN if wait.kind == "call" else "")
     cut: int | None = None
-    instead, shared_children = _adopted(source, [row for row in rows if _root_of(row) < position], codec, new_id)
+    bringing = [row for row in [*rows, *promised] if row.kind in BRINGING and _root_of(row) < position]
+    instead, ids = _adopted(source, bringing, codec, new_id)
     for row in rows:
         if row.kind == EntryKind.CHECKPOINT and row.position < position:
             steps = expand(row, codec)
@@ -143,26 +157,33 @@ def _prefix(
                 instead += [step for step in steps if step.position < position]
     scopes = {row.scope for row in rows if row.scope}
     taken = sorted(scope for scope in scopes if scope == META or (scope[0] != "#" and _root(scope) < position))
-    return Prefix(source.generation, position, taken, len(shared), cut, instead, shared_children)
+    return Prefix(source.generation, position, taken, len(shared), cut, instead, ids)
 
 
 def _adopted(
     source: Execution, rows: Sequence[Journaled], codec: Codec, new_id: str
 ) -> tuple[list[Journaled], dict[str, str]]:
-    """The calls among these entries as they would stand if the new execution had made them.
+    """The calls and promises among these entries as they would stand if the new execution had made them.
 
-    :returns: the entries; and the ids of all their children, each with the new one.
+    :returns: the entries; and the ids of all rows in the table of promises, each with the new one.
     """
     instead = []
     ids: dict[str, str] = {}
     for row in rows:
-        if row.kind != EntryKind.CALL or row.codec is None or row.payload is None:
+        if row.codec is None or row.payload is None:
             continue
-        where = f"the call {row.name!r} (position {row.position}) of execution {source.id}"
+        word = "call" if row.kind == EntryKind.CALL else "promise"
+        where = f"the {word} {row.name!r} (position {row.position}) of execution {source.id}"
         kept = codec.decode(row.codec, row.payload, where)
-        for child in kept:
-            ids[child["id"]] = child_id(source.namespace, new_id, *child["of"])
-            child["id"] = ids[child["id"]]
+        if row.kind == EntryKind.CALL:
+            for child in kept:
+                ids[child["id"]] = child_id(source.namespace, new_id, *child["of"])
+                child["id"] = ids[child["id"]]
+        else:
+            # Journals from before revision 0003 do not say of what it was made.
+            new_row = promise_id(source.namespace, new_id, *kept["of"]) if "of" in kept else uuid.uuid4().hex
+            ids[kept.get("row", kept["id"])] = new_row
+            kept["row"] = new_row
         stored_codec, payload = codec.encode(kept, where)
         instead.append(row._replace(codec=stored_codec, payload=payload))
     return instead, ids

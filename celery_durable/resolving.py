@@ -9,8 +9,9 @@ from .faults import reached
 from .install import app_of
 from .runtime import Runtime
 from .store.deciding import settle_and_note
-from .store.promises import Settlement, Target
+from .store.promise_rows import Target
 from .store.records import PromiseState, StoredPayload
+from .store.settling import Settlement
 from .tokens import fits
 from .waking import wake
 
@@ -91,8 +92,7 @@ def find(runtime: Runtime, promise_id: Any, token: Any) -> Target:
     """
     if not isinstance(promise_id, str) or not isinstance(token, str):
         raise WrongToken(_NO_SUCH)
-    # What no id can look like is not put to the database, which may refuse to be asked for it.
-    target = runtime.promises.target(promise_id) if promise_id.isalnum() and promise_id.isascii() else None
+    target = runtime.promises.target(promise_id)
     if not fits(token, None if target is None else target.token_hash) or target is None:
         raise WrongToken(_NO_SUCH)
     return target
@@ -120,14 +120,14 @@ def settle(
     reached("promise.before_resolve")
     namespace = runtime.settings.namespace
     if note is None:
-        done, waking = runtime.promises.settle(promise_id, target.pk, state, payload, namespace=namespace)
+        done, woken = runtime.promises.settle(promise_id, target.pk, state, payload, namespace=namespace)
     else:
-        done, waking = settle_and_note(
-            runtime.database, promise_id, target, state, payload, note=note, namespace=namespace
+        done, woken = settle_and_note(
+            runtime.database, promise_id, target.pk, state, payload, note=note, namespace=namespace
         )
     reached("promise.after_resolve")
     _check(done, promise_id)
-    if waking is not None:
+    for waking in woken:
         wake(app, waking)
     return done
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .scope import ScopeState
     from .session import Session
 
-__all__ = ["UndoingContext", "undo"]
+__all__ = ["UndoingContext", "check_undo", "undo"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +52,7 @@ class UndoingContext:
         :raises ConfigurationError: when it is no function.
         :raises ContextClosed, NestedStep, JournalUnavailable: as :meth:`DurableContext.step`.
         """
-        if not callable(function):
-            raise ConfigurationError(
-                f"on_failure() takes a function and its arguments, not {function!r}: on_failure(release, order_id)."
-            )
+        check_undo(function)
         self._check("on_failure")
         scope = self._here()
         self._mark()
@@ -99,6 +96,16 @@ class UndoingContext:
         value = self._call(scope, one.descriptor, one.op, one.args, one.kwargs, inspect.iscoroutinefunction(one.op))
         if inspect.iscoroutine(value):
             run_to_end(value)
+
+
+def check_undo(function: Any) -> None:
+    """
+    :raises ConfigurationError: when it is no function.
+    """
+    if not callable(function):
+        raise ConfigurationError(
+            f"on_failure() takes a function and its arguments, not {function!r}: on_failure(release, order_id)."
+        )
 
 
 def undo(session: Session, context: UndoingContext, run: Run, error: BaseException) -> BaseException:

@@ -72,11 +72,11 @@ class WaitingContext:
         self,
         duration: Duration | None = None,
         *,
-        weeks: float = 0,
-        days: float = 0,
-        hours: float = 0,
-        minutes: float = 0,
-        seconds: float = 0,
+        weeks: float | None = None,
+        days: float | None = None,
+        hours: float | None = None,
+        minutes: float | None = None,
+        seconds: float | None = None,
         until: dt.datetime | None = None,
     ) -> Timer:
         """Set a timer, for :meth:`select` or :meth:`wait`. It runs from now on.
@@ -87,13 +87,13 @@ class WaitingContext:
         :raises ConfigurationError: for no duration, for several, or for one that :meth:`sleep` would not take.
         """
         parts = {"weeks": weeks, "days": days, "hours": hours, "minutes": minutes, "seconds": seconds}
-        given = any(parts.values())
-        if (duration is not None) + given + (until is not None) > 1:
+        said = {word: number for word, number in parts.items() if number is not None}
+        if (duration is not None) + bool(said) + (until is not None) != 1:
             raise ConfigurationError("timer() takes one of: a duration, weeks= to seconds= in sum, until=.")
         until_ms = None if until is None else moment(until, "timer(until=)")
-        if given:
+        if said:
             try:
-                duration = dt.timedelta(**parts)
+                duration = dt.timedelta(**said)
             except (TypeError, ValueError, OverflowError) as error:
                 raise ConfigurationError(f"timer(): {error}; weeks= to seconds= are numbers.") from None
         delay_ms = 0 if duration is None else milliseconds(duration, "timer()")
@@ -145,11 +145,17 @@ class WaitingContext:
             self._check_source(source, f"select({key}=)")
         return self._wait(First(sources, keyed=True))
 
-    @staticmethod
-    def _check_source(source: Any, what: str) -> None:
+    def _check_source(self, source: Any, what: str) -> None:
         if not isinstance(source, (Promise, Timer)):
             raise ConfigurationError(
                 f"{what} takes a promise or a timer, made by promise() or timer() in this body, not {source!r}."
+            )
+        if source._maker != self._run.execution_id:
+            # Its settlement would wake the other one, and this one never.
+            raise ConfigurationError(
+                f"{what}: {source!r} was made by execution {source._maker or '(none)'}, and execution "
+                f"{self._run.execution_id} cannot wait for it. Make one in this body, and have whoever settles the "
+                "other one settle this one too; or leave the waiting to a child task: call(task.s(...))."
             )
 
     # -- how a promise or timer comes to be -----------------------------------------------------------------
@@ -186,6 +192,7 @@ class WaitingContext:
             payload = write_timer(run, delay_ms, until_ms)
             run.append(Entry(scope.path, position, 0, EntryKind.TIMER, None, "timer", print_, payload=payload))
         timer._place = scope.place(position)
+        timer._maker = run.execution_id
         return timer
 
     def _make_promise(self, name: str, timeout_ms: int | None, heartbeat_ms: int | None) -> Promise:
@@ -198,13 +205,19 @@ class WaitingContext:
             recorded = fold(rows)
             run.counters.replayed += 1
             kept = run.decode(recorded.payload, f"the token of promise {name!r}")
-            # A journal that was copied tells of the promise that was given away, which is another execution's.
-            return self._promise(name, kept["id"], kept, lane)
+            return self._promise(name, kept, lane)
         reached("promise.before_create", run.execution_id, name)
         kept = run.earlier_promises().get(known)
         if kept is None:
-            kept = {"id": known, "timeout": timeout_ms, "heartbeat": heartbeat_ms, **run.tokens.mint(known)[0]}
-        promise = self._promise(name, known, kept, lane)
+            of = [scope.lane, name, number]
+            kept = {
+                "id": known,
+                "of": of,
+                "timeout": timeout_ms,
+                "heartbeat": heartbeat_ms,
+                **run.tokens.mint(known)[0],
+            }
+        promise = self._promise(name, kept, lane)
         payload = run.encode(kept, f"the token of promise {name!r}")
         entry = Entry(
             scope.path,
@@ -222,11 +235,17 @@ class WaitingContext:
         reached("promise.after_create", run.execution_id, name)
         return promise
 
-    def _promise(self, name: str, known: str, kept: Mapping[str, Any], lane: str) -> Promise:
-        tokens = self._run.tokens
-        return Promise(
-            name, known, lambda: tokens.again(known, kept), kept.get("timeout"), kept.get("heartbeat"), lane=lane
+    def _promise(self, name: str, kept: Mapping[str, Any], lane: str) -> Promise:
+        """
+        :param kept: what the journal keeps of it. In a rerun that is another execution's, and what was given away.
+        """
+        tokens, known = self._run.tokens, kept["id"]
+        again = lambda: tokens.again(known, kept)  # noqa: E731
+        promise = Promise(
+            name, known, again, kept.get("timeout"), kept.get("heartbeat"), lane=lane, row_id=kept.get("row")
         )
+        promise._maker = self._run.execution_id
+        return promise
 
     # -- how a wait goes ------------------------------------------------------------------------------------
 

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from .run import Run
     from .scope import ScopeState
     from .store.children import Offspring
-    from .store.promises import Look, PromiseRow
+    from .store.promise_rows import PromiseRow
+    from .store.promises import Look
 
 __all__ = ["Came", "First", "Sleep", "Station", "Wait", "read_timer"]
 
@@ -155,7 +156,7 @@ class First(Wait):
         words = [f"{key}={self._identity(source)}" for key, source in sorted(sources.items())]
         name = ", ".join(sources) if keyed else "".join(p.name for p in promises) or "timer"
         self.word = "select" if keyed else "wait"
-        ids = [promise.id for promise in promises]
+        ids = [promise._row_id for promise in promises]
         super().__init__(name, wait_print(self.word, *words), promises=ids, timers=timers)
 
     @staticmethod
@@ -173,7 +174,7 @@ class First(Wait):
                 if time > now:
                     continue
             else:
-                row = look.rows.get(source.id) if look is not None else None
+                row = look.rows.get(source._row_id) if look is not None else None
                 if row is None or row.settled_at is None:
                     continue
                 time = row.settled_at
@@ -188,7 +189,7 @@ class First(Wait):
 
     def lost(self, ids: Iterable[str]) -> list[NewPromise]:
         gone = set(ids)
-        return [s._row() for s in self._sources.values() if isinstance(s, Promise) and s.id in gone]
+        return [s._row() for s in self._sources.values() if isinstance(s, Promise) and s._row_id in gone]
 
     def read(self, stored: Any, run: Run) -> Any:
         return Selected(stored["key"], stored["value"]) if self._keyed else stored
@@ -199,7 +200,7 @@ def kept(row: PromiseRow, run: Run) -> Came:
     where = f"what promise {row.name!r} of execution {run.execution_id} brought"
     if row.state is PromiseState.RESOLVED:
         return Came(run.decode(row.payload, where))
-    about = {"promise": row.name, "promise_id": row.id}
+    about = {"promise": row.name, "promise_id": row.known_as}
     if row.state is PromiseState.EXPIRED:
         return Came(
             error=PromiseTimeout(f"promise {row.name!r} of execution {run.execution_id} was not kept in time.", **about)
@@ -300,7 +301,7 @@ class Station:
         return self._record(came)
 
     def _promises(self) -> Look | None:
-        """The promises that are waited for. A copied journal speaks of some that have no rows yet."""
+        """The promises that are waited for. Those whose rows are gone are made anew."""
         run, wait = self.run, self.wait
         look = wait.look(run)
         if look is None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import envelope as envelopes
 from .runtime import Runtime
-from .store.promises import Waking
+from .store.settling import Waking
 
 if TYPE_CHECKING:
     from celery import Celery

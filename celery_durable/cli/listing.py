@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import click
 
-from ..store.promises import PromiseRow
+from ..store.promise_rows import PromiseRow
 from ..store.records import Execution, State
 from .base import Desk, DurableCommand, json_option, open_desk, say, write_json
 from .promising import awaited_by
@@ -89,7 +89,9 @@ def waits_for(row: Execution, promises: Sequence[PromiseRow]) -> dict[str, Any] 
     if row.state is not State.SUSPENDED:
         return None
     return {
-        "promises": [{"id": p.id, "name": p.name, "expires_at": iso(p.deadline)} for p in promises if p.child is None],
+        "promises": [
+            {"id": p.known_as, "name": p.name, "expires_at": iso(p.deadline)} for p in promises if p.child is None
+        ],
         "children": [
             {"id": p.child, "name": p.name, "expires_at": iso(p.deadline)} for p in promises if p.child is not None
         ],

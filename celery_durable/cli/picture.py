@@ -63,7 +63,7 @@ def _facts(portrait: Portrait) -> Iterator[tuple[str, str]]:
         yield "owner", f"{row.owner}, until {moment(row.lease_until)}"
     for one in portrait.promises:
         expires = "" if one.deadline is None else f", expires {moment(one.deadline)}"
-        what = f"promise {one.name} ({one.id}" if one.child is None else f"child {one.name} ({one.child}"
+        what = f"promise {one.name} ({one.known_as}" if one.child is None else f"child {one.name} ({one.child}"
         yield "waits for", f"{what}{expires})"
     if row.state is State.SUSPENDED and row.wake_at is not None:
         yield "goes on", moment(row.wake_at)

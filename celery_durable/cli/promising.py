@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 from click_didyoumean import DYMGroup  # type: ignore[import-untyped]
 
-from ..store.promises import PromiseRow, Settlement
+from ..store.promise_rows import PromiseRow
 from ..store.records import FINAL_STATES, Execution, PromiseState, State, StoredPayload
+from ..store.settling import Settlement
 from .base import Desk, DurableCommand, command_line, json_option, open_desk, say, who, write_json
 from .rendering import console_of, iso, moment, print_table
 from .values import DoesNotFit, class_of, given, type_name, typed
@@ -16,7 +17,7 @@ from .values import DoesNotFit, class_of, given, type_name, typed
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ..store.promises import Target
+    from ..store.promise_rows import Target
 
 __all__ = ["awaited_by", "promise"]
 
@@ -56,7 +57,7 @@ def list_promises(ctx: click.Context, execution_id: str, as_json: bool) -> None:
         return
     cells = [
         (
-            one.id,
+            one.known_as,
             one.name,
             one.state.name.lower(),
             "yes" if one.id in awaited else "no",
@@ -69,7 +70,7 @@ def list_promises(ctx: click.Context, execution_id: str, as_json: bool) -> None:
 
 def _as_json(one: PromiseRow, awaited: bool) -> dict[str, Any]:
     return {
-        "id": one.id,
+        "id": one.known_as,
         "name": one.name,
         "child": one.child,
         "state": one.state.name.lower(),

@@ -15,7 +15,7 @@ from .rendering import console_of, iso
 from .values import plain, type_name
 
 if TYPE_CHECKING:
-    from ..store.promises import PromiseRow
+    from ..store.promise_rows import PromiseRow
     from ..timeline import Event, Step, Timeline, Waited
 
 __all__ = ["Portrait", "show"]

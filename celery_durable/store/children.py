@@ -16,8 +16,8 @@ from sqlalchemy.engine import Connection
 
 from .new_promises import insert_all
 from .outbox import Published, Unsent, put
-from .promises import Waking, settle_promise
 from .records import Batch, NewPromise, PromiseState, StoredPayload
+from .settling import Waking, settle_promise
 from .tables import executions, promises
 
 __all__ = ["ChildEnd", "NewChild", "Offspring", "insert_children", "kept_by", "lock_parent", "tell_parent"]

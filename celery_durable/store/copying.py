@@ -12,7 +12,7 @@ from ..errors import WrongState
 from .records import META, EntryKind, Execution, Journaled, PromiseState
 from .tables import executions, journal, now_ms, promises
 
-__all__ = ["Prefix", "copy_prefix"]
+__all__ = ["BRINGING", "Prefix", "copy_prefix"]
 
 _x = executions.c
 _j = journal.c
@@ -20,6 +20,8 @@ _p = promises.c
 
 #: Scopes, or promises, named in one statement.
 _SCOPES = 200
+#: Entries that name rows in the table of promises.
+BRINGING = frozenset({EntryKind.CALL, EntryKind.PROMISE})
 #: Columns that are taken over as they are.
 _SAME = [c.name for c in journal.columns if c.name not in ("pk", "generation", "epoch")]
 #: What the copy is said to be written by: the first owner of the new execution has the second epoch.
@@ -38,10 +40,10 @@ class Prefix(NamedTuple):
     steps: int
     #: Position of a checkpoint that reaches beyond ``position``.
     cut: int | None
-    #: The rows that stand in the place of that checkpoint, and of those that name children.
+    #: The rows that stand in the place of that checkpoint, and of those that name promises and children.
     instead: Sequence[Journaled]
-    #: Ids of the children's promises: in the old journal, and in the new one.
-    children: Mapping[str, str]
+    #: Ids of the rows of promises and children: in the old journal, and in the new one.
+    promised: Mapping[str, str]
 
 
 #: What there is to undo, the new execution says itself.
@@ -80,27 +82,37 @@ def copy_prefix(connection: Connection, source: Execution, prefix: Prefix, pk: i
             _j.generation == prefix.generation,
             condition,
             _SHARED,
-            _j.kind != int(EntryKind.CALL),
+            _j.kind.not_in([int(kind) for kind in BRINGING]),
         )
         connection.execute(sa.insert(journal).from_select(["pk", "generation", "epoch", *_SAME], rows))
     if prefix.instead:
         same = [{**row._asdict(), "pk": pk, "generation": 1, "epoch": _EPOCH} for row in prefix.instead]
         connection.execute(sa.insert(journal), same)
-    _copy_children(connection, source, prefix.children, pk)
+    _copy_promises(connection, source, prefix.promised, pk)
 
 
-def _copy_children(connection: Connection, source: Execution, children: Mapping[str, str], pk: int) -> None:
-    """What the children have come to: the old promises may be pruned, and nobody will keep the new ones."""
-    old = list(children)
+def _copy_promises(connection: Connection, source: Execution, promised: Mapping[str, str], pk: int) -> None:
+    """Promises as they are at this moment, and what children have come to: the old rows may be pruned."""
+    old = list(promised)
     for start in range(0, len(old), _SCOPES):
         query = sa.select(promises, now_ms().label("now")).where(_p.id.in_(old[start : start + _SCOPES]))
-        rows = [_ended(dict(row._mapping), source) for row in connection.execute(query)]
-        if rows:
-            connection.execute(sa.insert(promises), [{**row, "id": children[row["id"]], "pk": pk} for row in rows])
+        rows = [dict(row._mapping) for row in connection.execute(query)]
+        new = [_shared(row) if row["token_hash"] else _ended(row, source) for row in rows]
+        if new:
+            connection.execute(sa.insert(promises), [{**row, "id": promised[row["id"]], "pk": pk} for row in new])
+
+
+def _shared(row: dict[str, Any]) -> dict[str, Any]:
+    """A promise that was given away, and is settled together with this one from now on.
+
+    Nobody settles it at this moment: whoever does holds the execution that it belongs to, and so does the caller.
+    """
+    del row["now"]
+    return row | {"known_as": row["known_as"] or row["id"], "awaited": None, "needed": None, "timer_at": None}
 
 
 def _ended(row: dict[str, Any], source: Execution) -> dict[str, Any]:
-    """A child's promise, settled."""
+    """A child's promise, settled: nobody will keep the new one."""
     now = row.pop("now")
     if row["state"] == int(PromiseState.PENDING):
         # Its parent has gone on without it, because of those that were settled before.

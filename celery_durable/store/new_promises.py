@@ -24,7 +24,7 @@ def _inserts() -> dict[str, sa.Insert]:
         "expires_at": from_now("b_expires"),
         "created_at": now_ms(),
         "state": sa.literal_column(str(int(PromiseState.PENDING))),
-        **{name: sa.bindparam(f"b_{name}") for name in ("id", "pk", "name", "token_hash", "heartbeat_ms")},
+        **{name: sa.bindparam(f"b_{name}") for name in ("id", "pk", "name", "token_hash", "heartbeat_ms", "known_as")},
     }
     lite, post = (d.insert(promises).values(computed).on_conflict_do_nothing() for d in (sqlite, postgresql))
     my = mysql.insert(promises).values(computed)
@@ -58,4 +58,5 @@ def _bound(pk: int, promise: NewPromise) -> dict[str, Any]:
         "b_heartbeat_ms": promise.heartbeat_ms,
         "b_deadline": min(patience, default=None),
         "b_expires": promise.timeout_ms,
+        "b_known_as": promise.known_as,
     }

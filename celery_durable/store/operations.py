@@ -35,7 +35,7 @@ from .records import (
     StoredPayload,
     place_of,
 )
-from .rows import get_payload, put_payload
+from .rows import get_payload, is_name, put_payload, reason_payload
 from .statements import ENTRY_COLUMNS
 from .tables import executions, journal, now_ms, payloads
 
@@ -155,7 +155,7 @@ class Operations:
             known = self._saga(connection, row)
             if EntryKind.UNDOING in known:
                 raise WrongState(f"execution {execution_id} is being undone already. {_PRESENT[row.state]}")
-            why = StoredPayload(0, reason.encode())
+            why = reason_payload(reason)
             if EntryKind.SAGA not in known:
                 self._change(connection, row, State.CANCELLED, wake_at=None)
                 self._tell(connection, parent, execution_id, PromiseState.CANCELLED, why)
@@ -197,12 +197,12 @@ class Operations:
                 decision = Entry(META, 0, 1, EntryKind.UNDOING, None, TOLD, payload=outcome)
                 self._go_on(connection, row)
                 insert_entries(connection, [Batch(Fence(row.pk, row.epoch + 1), row.generation, (decision,))])
-                put_payload(connection, row.pk, PayloadKind.REASON, StoredPayload(0, reason.encode()))
+                put_payload(connection, row.pk, PayloadKind.REASON, reason_payload(reason))
                 return True
             self._change(connection, row, State.FAILED, wake_at=None)
             put_payload(connection, row.pk, PayloadKind.OUTCOME, outcome)
             self._tell(connection, parent, execution_id, PromiseState.REJECTED, outcome)
-            put_payload(connection, row.pk, PayloadKind.REASON, StoredPayload(0, reason.encode()))
+            put_payload(connection, row.pk, PayloadKind.REASON, reason_payload(reason))
             return True
 
         return self._database.write(work)
@@ -306,8 +306,11 @@ class Operations:
 
     def _row(self, connection: Connection, execution_id: str, *, lock: bool = False) -> Any:
         query = sa.select(executions).where(_x.namespace == self._namespace, _x.id == execution_id)
-        row = connection.execute(query.with_for_update() if lock else query).first()
-        if row is None:
+        row = None
+        if is_name(execution_id):
+            row = connection.execute(query.with_for_update() if lock else query).first()
+        # MySQL overlooks blanks at the end.
+        if row is None or row.id != execution_id:
             raise UnknownExecution(
                 f"there is no execution {execution_id!r} in namespace {self._namespace!r}. See what there is: celery "
                 "durable list"

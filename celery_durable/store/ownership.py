@@ -19,7 +19,7 @@ from .children import ChildEnd, lock_parent, tell_parent
 from .database import Database
 from .journal import insert_entries
 from .judge import Judge
-from .promises import Waking, await_promises
+from .promises import await_promises
 from .records import (
     FINAL_STATES,
     Awaiting,
@@ -37,6 +37,7 @@ from .records import (
     StoredPayload,
 )
 from .rows import lease_lost, put_payload
+from .settling import Waking
 from .statements import BY_ID, BY_PK, KNOWN, bound, let_go
 from .tables import executions, new_pk, now_ms
 from .usual import LastCommit, Usual, is_usual

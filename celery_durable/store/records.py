@@ -195,6 +195,8 @@ class NewPromise(NamedTuple):
     timeout_ms: int | None = None
     #: From one sign of life to the next at most; None where none is expected.
     heartbeat_ms: int | None = None
+    #: The id by which it is known outside, where that is another one's, which a rerun shares.
+    known_as: str | None = None
 
 
 class Entry(NamedTuple):

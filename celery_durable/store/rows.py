@@ -12,7 +12,16 @@ from ..errors import LeaseLost
 from .records import PayloadKind, State, StoredPayload
 from .tables import executions, now_ms, payloads
 
-__all__ = ["get_payload", "lease_lost", "put_payload", "put_payload_statement", "quarantine", "spacing"]
+__all__ = [
+    "get_payload",
+    "is_name",
+    "lease_lost",
+    "put_payload",
+    "put_payload_statement",
+    "quarantine",
+    "reason_payload",
+    "spacing",
+]
 
 _x = executions.c
 
@@ -61,6 +70,16 @@ def get_payload(connection: Connection, pk: int, kind: PayloadKind) -> StoredPay
     return StoredPayload(row.codec, bytes(row.data)) if row else None
 
 
+def is_name(text: Any) -> bool:
+    """Whether a text can be an id at all; otherwise some databases refuse to look for it."""
+    return isinstance(text, str) and "\0" not in text and not any("\ud800" <= one <= "\udfff" for one in text)
+
+
+def reason_payload(text: str) -> StoredPayload:
+    """A reason as it is stored. Errors of the user's are quoted in it, with whatever their texts hold."""
+    return StoredPayload(0, text.encode("utf-8", "backslashreplace"))
+
+
 def quarantine(connection: Connection, row: Any, max_attempts: int) -> str:
     """Park an execution whose owners keep dying; fences off whoever may still run it.
 
@@ -76,7 +95,7 @@ def quarantine(connection: Connection, row: Any, max_attempts: int) -> str:
         .where(_x.pk == row.pk)
         .values(state=State.QUARANTINED.value, wake_at=None, lease_until=0, epoch=_x.epoch + 1, updated_at=now_ms())
     )
-    put_payload(connection, row.pk, PayloadKind.REASON, StoredPayload(0, reason.encode()))
+    put_payload(connection, row.pk, PayloadKind.REASON, reason_payload(reason))
     return reason
 
 

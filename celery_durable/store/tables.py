@@ -201,7 +201,18 @@ promises = Table(
     Column("settled_at", BigInteger, nullable=True),
     Column("codec", SmallInteger, nullable=True),
     Column("data", _Blob, nullable=True),
+    #: The id by which it is known outside, where that is another promise's: a rerun shares those that were given away
+    #: before it begins. NULL: its own.
+    Column("known_as", _ascii(64), nullable=True),
     Index("ix_durable_promise_pk", "pk"),
+)
+
+#: Who shares a promise; nearly none is shared.
+Index(
+    "ix_durable_promise_known_as",
+    promises.c.known_as,
+    sqlite_where=promises.c.known_as.is_not(None),
+    postgresql_where=promises.c.known_as.is_not(None),
 )
 
 #: Messages of tasks that are not durable, written in the transaction that decided to send them.

@@ -13,7 +13,8 @@ from ..errors import UnknownExecution, WrongState
 from ..outcome import pack_error
 from ..runtime import Runtime
 from ..store import Operations
-from ..store.records import PromiseState, StoredPayload
+from ..store.records import PromiseState
+from ..store.rows import reason_payload
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -40,7 +41,7 @@ def handle(app: Celery, message: dict[str, Any]) -> None:
             return  # it ended on its own, or never had a row
         after_cancel(app, row, message["reason"])
     elif op == "disown":
-        report(app, message["id"], PromiseState.CANCELLED, StoredPayload(0, message["reason"].encode()))
+        report(app, message["id"], PromiseState.CANCELLED, reason_payload(message["reason"]))
     elif op == "fail":
         name = message["error"]
         cls: Any = getattr(billiard_exceptions, name, None) or getattr(builtins, name, RuntimeError)

@@ -113,7 +113,7 @@ def test_tables_of_another_version(app: Celery, database: JournalDatabase):
     downgrade(database.engine(), "0001")
     finding = told(app, "CD902")
     assert (finding.severity, finding.fatal) == (Severity.ERROR, True)
-    assert "have revision '0001', this version of celery_durable needs '0002'" in finding.text
+    assert "have revision '0001', this version of celery_durable needs '0003'" in finding.text
     downgrade(database.engine(), "base")
     finding = told(app, "CD902")
     assert (finding.severity, finding.fatal) == (

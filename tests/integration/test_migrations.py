@@ -39,8 +39,8 @@ NEXT = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0003"
-down_revision = "0002"
+revision = "0004"
+down_revision = "0003"
 branch_labels = depends_on = None
 
 
@@ -127,7 +127,7 @@ def test_up_down_and_up_again(database: JournalDatabase):
     assert migrations.current(engine) is None
     migrations.upgrade(engine)
     assert tables(engine) == {*TABLES, VERSION}
-    assert migrations.current(engine) == migrations.head() == "0002"
+    assert migrations.current(engine) == migrations.head() == "0003"
     migrations.upgrade(engine)
 
     migrations.downgrade(engine, "base")
@@ -213,6 +213,7 @@ def test_mysql_compares_byte_by_byte_and_holds_large_payloads(database: JournalD
         "durable_guard.scope": "ascii_bin",
         "durable_promise.id": "ascii_bin",
         "durable_promise.name": "utf8mb4_bin",
+        "durable_promise.known_as": "ascii_bin",
         "durable_outbox.namespace": "utf8mb4_bin",
         "durable_outbox.id": "utf8mb4_bin",
         "durable_outbox.task": "utf8mb4_bin",
@@ -272,7 +273,7 @@ def test_the_printed_sql_does_what_the_upgrade_does(database: JournalDatabase):
     printed = catalog(database.kind, engine)
 
     output = io.StringIO()
-    migrations.downgrade(engine, "0002:base", sql=True, output=output)
+    migrations.downgrade(engine, "0003:base", sql=True, output=output)
     feed(database, output.getvalue())
     assert not tables(engine) & TABLES
 
@@ -287,7 +288,7 @@ def test_both_names_of_mysql_give_the_same_tables(scheme: str, capsys: pytest.Ca
     sql = capsys.readouterr().out
     assert sql.count(")ENGINE=InnoDB CHARSET=utf8mb4;") == len(TABLES)
     assert sql.count("COLLATE utf8mb4_bin") == 9
-    assert sql.count("COLLATE ascii_bin") == 7
+    assert sql.count("COLLATE ascii_bin") == 8
     assert sql.count("LONGBLOB") == 4
     assert sql.count("BINARY(32)") == 6
 
@@ -330,15 +331,15 @@ def test_missing_tables_are_told_with_the_command(database: JournalDatabase):
 def test_older_tables_are_told_with_both_revisions(database: JournalDatabase, scripts: Path):
     engine, shown = secretive(database)
     migrations.upgrade(engine)
-    (scripts / "0003_next.py").write_text(NEXT)
+    (scripts / "0004_next.py").write_text(NEXT)
     with pytest.raises(SchemaError) as caught:
         migrations.ensure(engine, create=False)
     assert str(caught.value) == (
-        f"[CD002] the journal's tables in {shown} have revision '0002', this version of celery_durable needs '0003'. "
+        f"[CD002] the journal's tables in {shown} have revision '0003', this version of celery_durable needs '0004'. "
         "Upgrade them with: celery -A <your app> durable upgrade"
     )
     migrations.ensure(engine, create=True)
-    assert migrations.current(engine) == "0003"
+    assert migrations.current(engine) == "0004"
     assert tables(engine) == {*TABLES, VERSION, "durable_later"}
 
 
@@ -352,7 +353,7 @@ def test_newer_tables_are_told_with_the_cure(database: JournalDatabase, create: 
         migrations.ensure(engine, create=create)
     assert str(caught.value) == (
         f"[CD002] the journal's tables in {shown} have revision '0099', which this version of celery_durable does not "
-        "know (it needs '0002'). A newer version has upgraded them: upgrade celery_durable here too."
+        "know (it needs '0003'). A newer version has upgraded them: upgrade celery_durable here too."
     )
 
 
@@ -464,7 +465,7 @@ def test_processes_that_start_at_once_on_a_new_sqlite_file_all_find_the_tables(t
     for url in files:
         engine = sa.create_engine(url)
         assert tables(engine) == {*TABLES, VERSION}
-        assert migrations.current(engine) == "0002"
+        assert migrations.current(engine) == "0003"
         engine.dispose()
 
 
@@ -474,7 +475,7 @@ def test_processes_that_upgrade_a_server_at_once_all_succeed(database: JournalDa
     engine = database.engine()
     assert differences(engine) == []
     with engine.connect() as connection:
-        assert connection.exec_driver_sql("SELECT version_num FROM durable_version").scalars().all() == ["0002"]
+        assert connection.exec_driver_sql("SELECT version_num FROM durable_version").scalars().all() == ["0003"]
 
 
 def test_threads_that_make_several_databases_at_once_do_not_mix_them_up(tmp_path: Path):
@@ -536,17 +537,17 @@ def test_an_upgrade_of_another_database_on_the_server_is_not_waited_for(
 def test_a_migration_that_fails_leaves_the_old_tables_and_no_lock(database: JournalDatabase, scripts: Path):
     engine = database.engine()
     migrations.upgrade(engine)
-    (scripts / "0003_next.py").write_text(FAILING)
+    (scripts / "0004_next.py").write_text(FAILING)
     with pytest.raises(RuntimeError, match="in the middle"):
         migrations.upgrade(engine)
-    assert migrations.current(engine) == "0002"
+    assert migrations.current(engine) == "0003"
     if database.kind != "mysql":  # Its CREATE TABLE cannot be rolled back.
         assert tables(engine) == {*TABLES, VERSION}
-        (scripts / "0003_next.py").write_text(NEXT)
+        (scripts / "0004_next.py").write_text(NEXT)
         migrations.upgrade(database.url)
-        assert migrations.current(engine) == "0003"
+        assert migrations.current(engine) == "0004"
     else:
-        migrations.upgrade(database.url, "0002")
+        migrations.upgrade(database.url, "0003")
 
 
 # -- in the company of others -----------------------------------------------------------------------------------

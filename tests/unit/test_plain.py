@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from celery import Celery
 
 from celery_durable import (
+    ConfigurationError,
     ContextClosed,
+    DurableContext,
+    DurableError,
     DurableTask,
     Intent,
     JournalUnavailable,
@@ -104,3 +109,78 @@ def test_an_async_run_without_the_journal_does_so_too(app: Celery, monkeypatch: 
     durable = pay.apply((5,), task_id="one").get()
     break_journal(app, monkeypatch)
     assert pay.apply((5,), task_id="one").get() == durable
+
+
+def run_body(app: Celery, body: Callable[[DurableContext], Any], how: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Call a task directly, or let it run on without its journal."""
+
+    @app.task(base=DurableTask, bind=True, name="work", shared=False)
+    def work(self: DurableTask) -> Any:
+        return body(self.durable)
+
+    if how == "directly":
+        return work()
+    break_journal(app, monkeypatch)
+    return work.apply().get()
+
+
+@pytest.mark.parametrize("how", ["directly", "degraded"])
+def test_nothing_is_undone_without_a_journal(app: Celery, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    undone: list[int] = []
+
+    def body(ctx: DurableContext) -> None:
+        ctx.on_failure(undone.append, 1)
+        raise ValueError("no flight")
+
+    with pytest.raises(ValueError, match="no flight"):
+        run_body(app, body, how, monkeypatch)
+    assert undone == []
+
+
+@pytest.mark.parametrize("how", ["directly", "degraded"])
+def test_what_cannot_be_undone_is_refused_without_a_journal_too(
+    app: Celery, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigurationError, match=r"on_failure\(\) takes a function and its arguments, not 5"):
+        run_body(app, lambda ctx: ctx.on_failure(5), how, monkeypatch)  # type: ignore[arg-type]
+
+
+CALLS: dict[str, Callable[[DurableContext], Any]] = {
+    "attempt": lambda ctx: ctx.attempt,
+    "call": lambda ctx: ctx.call(Celery("no", set_as_current=False).signature("no")),
+    "execution_id": lambda ctx: ctx.execution_id,
+    "gather": lambda ctx: ctx.gather(),
+    "logger": lambda ctx: ctx.logger.info("said"),
+    "map": lambda ctx: ctx.map(str, [1]),
+    "now": lambda ctx: ctx.now(),
+    "on_failure": lambda ctx: ctx.on_failure(len, ""),
+    "parallel": lambda ctx: ctx.parallel(),
+    "patched": lambda ctx: ctx.patched("a"),
+    "promise": lambda ctx: ctx.promise("a"),
+    "random": lambda ctx: ctx.random(),
+    "replaying": lambda ctx: ctx.replaying,
+    "select": lambda ctx: ctx.select(),
+    "sleep": lambda ctx: ctx.sleep(0),
+    "sleep_until": lambda ctx: ctx.sleep_until(dt.datetime(2020, 1, 1, tzinfo=dt.timezone.utc)),
+    "step": lambda ctx: ctx.step("a", len, ""),
+    "step_recorded": lambda ctx: ctx.step_recorded("a", len, ""),
+    "timer": lambda ctx: ctx.timer(1),
+    "transaction": lambda ctx: ctx.transaction("a", str),
+    "uuid4": lambda ctx: ctx.uuid4(),
+    "wait": lambda ctx: ctx.wait(None),  # type: ignore[arg-type]
+}
+
+
+#: Without a journal there is nobody who could be found, or nowhere to write; and misuse is told as ever.
+REFUSED = {"call", "gather", "promise", "select", "timer", "transaction", "wait"}
+
+
+@pytest.mark.parametrize("how", ["directly", "degraded"])
+@pytest.mark.parametrize("name", [name for name in dir(DurableContext) if not name.startswith("_")])
+def test_whatever_a_body_asks_for_is_done_or_refused(
+    app: Celery, name: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        run_body(app, CALLS[name], how, monkeypatch)
+    except DurableError:
+        assert name in REFUSED

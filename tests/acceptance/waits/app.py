@@ -6,7 +6,7 @@ from typing import Any
 
 from celery import Celery
 
-from celery_durable import DurableTask, Intent, OnAmbiguous, Promise, StepDescriptor, current_step
+from celery_durable import DurableTask, Intent, OnAmbiguous, Promise, PromiseTimeout, StepDescriptor, current_step
 from tests.support.conf import configure
 from tests.support.ledger import Ledger
 
@@ -123,3 +123,61 @@ def plain(number: int) -> int:
     """A task that is not durable."""
     Ledger.from_env().fire("plain", number=number)
     return number
+
+
+@app.task(base=DurableTask, bind=True)
+async def add_later(self: DurableTask, *numbers: int) -> int:
+    """Sleeps over it, in ``async def``."""
+    await self.durable.sleep(0.2)
+    return int(self.durable.step(AFTER, happen, sum(numbers)))
+
+
+@app.task(base=DurableTask, bind=True)
+async def total_later(self: DurableTask, numbers: list[int]) -> int:
+    """Sleeps over several, in ``async def``."""
+    await self.durable.sleep(0.2)
+    return int(self.durable.step(AFTER, happen, sum(numbers)))
+
+
+@app.task(base=DurableTask, bind=True)
+def fail_later(self: DurableTask, *numbers: int) -> int:
+    """Fails after a sleep."""
+    self.durable.sleep(0.2)
+    self.durable.step(AFTER, happen)
+    raise ValueError("too late")
+
+
+@app.task(base=DurableTask, bind=True, max_retries=2)
+def try_again(self: DurableTask, number: int) -> int:
+    """Sleeps, is retried, and sleeps once more."""
+    self.durable.sleep(0.2)
+    self.durable.step(BEFORE, happen)
+    if self.request.retries == 0:
+        raise self.retry(countdown=0.2)
+    self.durable.sleep(0.2)
+    return int(self.durable.step(AFTER, happen, number))
+
+
+@app.task(base=DurableTask, bind=True)
+def hand_over(self: DurableTask, number: int) -> int:
+    """Sleeps, and lets a chain of others, which sleep too, take its place."""
+    self.durable.sleep(0.2)
+    self.durable.step(BEFORE, happen)
+    raise self.replace(add.s(number, 1) | add_later.s(1))
+
+
+@app.task
+def bad_news(request: Any, error: Any, traceback: Any) -> None:
+    """An errback."""
+    Ledger.from_env().fire("bad news", of=request.id, error=str(error))
+
+
+@app.task(base=DurableTask, bind=True)
+def impatient(self: DurableTask, seconds: float) -> str:
+    """Waits for somebody who does not come in time."""
+    promise = self.durable.promise("word", timeout=seconds)
+    try:
+        self.durable.wait(promise)
+    except PromiseTimeout:
+        return str(self.durable.step(AFTER, happen, "nobody"))
+    return "somebody"

@@ -6,7 +6,7 @@ from typing import Any
 
 import celery_durable
 from celery_durable import DurableContext, Promise
-from celery_durable.store.promises import PromiseRow
+from celery_durable.store.promise_rows import PromiseRow
 from tests.support.lab import Lab
 
 __all__ = ["DAY", "Asking"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from celery import Celery, chain, chord, group, states
 
-from celery_durable import DurableTask, JournalUnavailable, step
+from celery_durable import DurableTask, JournalUnavailable, State, resolve, step
 from celery_durable.runtime import Runtime
 from celery_durable.session import current_session
 from tests.support.lab import Crash, Lab
@@ -158,6 +158,34 @@ def test_an_eager_canvas_is_one_execution_for_each_task(make_lab: Callable[..., 
     assert group(work.s(n) for n in range(3)).apply_async().get() == [0, 2, 4]
     assert chord([work.s(1), work.s(2)])(total.s()).get() == 6
     assert sorted(row.task for row in lab.operations.find()) == ["total"] + ["work"] * 8
+
+
+def test_an_eager_canvas_waits_where_it_is(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(task_always_eager=True)
+
+    def add(task: DurableTask, *numbers: int) -> int:
+        task.durable.sleep(0.01)
+        return sum(numbers)
+
+    async def add_later(task: DurableTask, *numbers: int) -> int:
+        promise = task.durable.promise("numbers", timeout=30)
+        resolve(promise.id, promise.token, sum(numbers), app=lab.app)
+        await task.durable.sleep(0.01)
+        return int(await task.durable.wait(promise))
+
+    async def total(task: DurableTask, numbers: list[int]) -> int:
+        first = await task.durable.select(late=task.durable.timer(0.01), never=task.durable.promise("never"))
+        calls.append(first.key)
+        return int(await task.durable.call(adding.s(*numbers)))
+
+    adding, later, summing = (lab.task(one.__name__, one) for one in (add, add_later, total))
+    link = lab.task("link", lambda task, number: calls.append(number))
+    assert chain(adding.s(1, 2), later.s(3), adding.s(4)).delay().get() == 10
+    assert group(adding.s(1), later.s(2)).delay().get() == [1, 2]
+    assert chord([adding.s(1, 2), later.s(3, 4)], summing.s()).delay().get() == 10
+    assert later.apply_async((5, 6), link=link.s()).get() == 11
+    assert calls == ["late", 11]
+    assert {row.state for row in lab.operations.find(limit=100)} == {State.COMPLETED}
 
 
 @pytest.mark.parametrize("by", ["plain", "durable", "async", "chain"])
