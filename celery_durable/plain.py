@@ -194,6 +194,9 @@ class PlainContext(DurableContext):
     async def _sleep_async(sleep: Sleep) -> None:
         await asyncio.sleep(max(sleep.remaining(_local_clock), 0))
 
+    def _check_maker(self, source: Promise | Timer, what: str) -> None:
+        """Whoever made it, there is nothing to wait with."""
+
     def _set_timer(self, delay_ms: int, until_ms: int | None) -> Timer:
         return self._refuse("timer()")
 

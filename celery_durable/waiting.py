@@ -150,6 +150,9 @@ class WaitingContext:
             raise ConfigurationError(
                 f"{what} takes a promise or a timer, made by promise() or timer() in this body, not {source!r}."
             )
+        self._check_maker(source, what)
+
+    def _check_maker(self, source: Promise | Timer, what: str) -> None:
         if source._maker != self._run.execution_id:
             # Its settlement would wake the other one, and this one never.
             raise ConfigurationError(

@@ -19,6 +19,8 @@ from celery_durable import (
     Intent,
     JournalUnavailable,
     OnAmbiguous,
+    Promise,
+    Timer,
     current_step,
     guarded,
     step,
@@ -159,7 +161,7 @@ CALLS: dict[str, Callable[[DurableContext], Any]] = {
     "promise": lambda ctx: ctx.promise("a"),
     "random": lambda ctx: ctx.random(),
     "replaying": lambda ctx: ctx.replaying,
-    "select": lambda ctx: ctx.select(),
+    "select": lambda ctx: ctx.select(late=Timer()),
     "sleep": lambda ctx: ctx.sleep(0),
     "sleep_until": lambda ctx: ctx.sleep_until(dt.datetime(2020, 1, 1, tzinfo=dt.timezone.utc)),
     "step": lambda ctx: ctx.step("a", len, ""),
@@ -167,7 +169,7 @@ CALLS: dict[str, Callable[[DurableContext], Any]] = {
     "timer": lambda ctx: ctx.timer(1),
     "transaction": lambda ctx: ctx.transaction("a", str),
     "uuid4": lambda ctx: ctx.uuid4(),
-    "wait": lambda ctx: ctx.wait(None),  # type: ignore[arg-type]
+    "wait": lambda ctx: ctx.wait(Promise("a", "0", str)),
 }
 
 

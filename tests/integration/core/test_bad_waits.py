@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -138,11 +139,24 @@ def test_enqueue_takes_arguments_as_apply_async_does(make_lab: Callable[..., Lab
 
 # -- texts that some databases refuse -----------------------------------------------------------------------------
 
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Nothing is logged: processes of the tests cannot tell each other of such texts."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
 LONE = "caf\ud800"
 
 
 @everywhere
-@pytest.mark.parametrize("text", ["a\0b", "\ud800", "one ", "ONE", "\U0001f600", "x" * 5000, None, 5])
+@pytest.mark.parametrize(
+    "text",
+    ["a\0b", "\ud800", "one ", "ONE", "\U0001f600", "x" * 5000, None, 5],
+    ids=["nul", "surrogate", "blank", "case", "emoji", "long", "none", "number"],
+)
 def test_what_can_be_no_id_is_unknown(lab: Lab, text: Any) -> None:
     """It may come from a URL: no error of the database's."""
     lab.run(lambda ctx: None)
@@ -162,6 +176,7 @@ def test_a_reason_may_be_any_text(lab: Lab, deliver: Delivery) -> None:
 
 
 @everywhere
+@pytest.mark.usefixtures("quiet")
 def test_an_execution_is_parked_whatever_the_error_says(lab: Lab) -> None:
     def undo() -> None:
         raise OSError(f"no such file: {LONE}")
