@@ -36,8 +36,9 @@ __all__ = [
 class Flush(NamedTuple):
     """Commit everything appended so far, under the lease."""
 
-    #: Written if it does not come to the operation that was announced: it is known not to have started.
-    unstarted: Entry | None = None
+    #: Makes the entry that is written if it does not come to the operation that was announced: it is known not to have
+    #: started.
+    unstarted: Callable[[], Entry] | None = None
 
 
 class Call(NamedTuple):
@@ -68,7 +69,7 @@ class Claim(NamedTuple):
     #: Take the key over from this holder, who is known not to use it.
     take: GuardHolder | None
     #: As for :class:`Flush`.
-    unstarted: Entry
+    unstarted: Callable[[], Entry]
 
 
 class Transact(NamedTuple):

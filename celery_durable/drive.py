@@ -45,7 +45,7 @@ def drive(run: Run, call: StepCall, rows: list[Journaled] | None) -> Outcome:
     rules = perform(call, rows, run)
     answer: Any = None
     #: Says of an operation that was announced that it has not started.
-    unstarted: Entry | None = None
+    unstarted: Callable[[], Entry] | None = None
     try:
         while True:
             action = rules.send(answer)
@@ -84,7 +84,7 @@ def drive(run: Run, call: StepCall, rows: list[Journaled] | None) -> Outcome:
         return cast("Outcome", stop.value)
     except BaseException:
         if unstarted is not None:
-            run.amend(unstarted)
+            run.amend(unstarted())
         raise
 
 
@@ -93,7 +93,7 @@ async def drive_async(run: Run, call: StepCall, rows: list[Journaled] | None) ->
     rules = perform(call, rows, run)
     answer: Any = None
     #: Says of an operation that was announced that it has not started.
-    unstarted: Entry | None = None
+    unstarted: Callable[[], Entry] | None = None
     try:
         while True:
             action = rules.send(answer)
@@ -133,7 +133,7 @@ async def drive_async(run: Run, call: StepCall, rows: list[Journaled] | None) ->
         return cast("Outcome", stop.value)
     except BaseException:
         if unstarted is not None:
-            run.amend(unstarted)
+            run.amend(unstarted())
         raise
 
 

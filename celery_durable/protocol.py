@@ -6,6 +6,7 @@ and is sent the answer. A synchronous and an asynchronous driver run the same ru
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Generator
 from typing import Any
@@ -166,8 +167,7 @@ def _announce(call: StepCall, attempt: int, around: Surroundings) -> Generator[A
     """Commit the intent of a guarded operation, with everything buffered before it, under the lease (G2)."""
     payload = around.encode_tree({"arguments": call.preview(), "named": call.named is not None})
     intent = call.entry(EntryKind.INTENT, attempt=attempt, payload=payload)
-    unstarted = call.entry(EntryKind.RUN_AGAIN, attempt=attempt)
-    call.next_entry -= 1  # it is written in the place of whatever else would come next
+    unstarted = functools.partial(call.entry, EntryKind.RUN_AGAIN, attempt=attempt)
     reached("step.before_intent", around.execution_id, call.descriptor.name)
     if call.named is None:
         around.append(intent)
@@ -227,24 +227,28 @@ def failed(call: StepCall, error: Exception, attempt: int, took: int, around: Su
 def succeeded(call: StepCall, value: Any, attempt: int, took: int, around: Surroundings) -> Outcome:
     """Record the result of a step that is not guarded; what the body gets is what every replay will give it."""
     try:
-        payload, again = around.roundtrip(value, "the result of a step")
-    except PayloadError:
-        try:
-            # Only errors pay for the words, which cost as much as a tenth of all else that a quick step does here.
-            payload, again = around.roundtrip(value, f"the result of {call.where}")
-        except PayloadError as error:
-            return Outcome(None, error, False, False, attempt)
+        payload, again = _stored(call, value, around)
+    except PayloadError as error:
+        return Outcome(None, error, False, False, attempt)
     reached("step.before_result", around.execution_id, call.descriptor.name)
     around.append(call.entry(EntryKind.RESULT, attempt=attempt, payload=payload, duration_us=took), finishes=True)
     reached("step.after_result", around.execution_id, call.descriptor.name)
     return Outcome(again, None, False, False, attempt)
 
 
+def _stored(call: StepCall, value: Any, around: Surroundings) -> tuple[StoredPayload, Any]:
+    try:
+        return around.roundtrip(value, "the result of a step")
+    except PayloadError:
+        # Only errors pay for the words, which cost as much as a tenth of all else that a quick step does here.
+        return around.roundtrip(value, f"the result of {call.where}")
+
+
 def _succeed(call: StepCall, value: Any, attempt: int, took: int, around: Surroundings) -> Steps:
     if call.guard is None:
         return succeeded(call, value, attempt, took, around)
     try:
-        payload, again = around.roundtrip(value, f"the result of {call.where}")
+        payload, again = _stored(call, value, around)
     except PayloadError as error:
         reason = around.encode(error.message, call.where)
         around.append(call.entry(EntryKind.LOST, attempt=attempt, payload=reason, duration_us=took), finishes=True)

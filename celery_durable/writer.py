@@ -96,6 +96,8 @@ class JournalWriter:
         self._commit_lock = threading.Lock()
         self._wake = threading.Event()
         self._timer: threading.Thread | None = None
+        #: The timer looks around, so that nobody needs to wake it. Guarded by the lock.
+        self._watching = False
 
     # -- appending ------------------------------------------------------------------------------------------
 
@@ -114,7 +116,8 @@ class JournalWriter:
             fresh = buffer.fence not in self._dirty
             if fresh:
                 self._soil(buffer)
-        if fresh:
+            asleep = not self._watching
+        if fresh and asleep:
             self._arm()
 
     def announce(self, buffer: ExecutionBuffer) -> None:
@@ -217,21 +220,21 @@ class JournalWriter:
 
     def _commit(self) -> None:
         """Commit everything of everybody. The caller holds the commit lock."""
+        work = []
+        whole = []
         with self._lock:
-            buffers = list(self._dirty.values())
-            self._dirty.clear()
-            work = []
-            for buffer in buffers:
-                batches = [*buffer.limbo]
+            for buffer in self._dirty.values():
+                batches, buffer.limbo = buffer.limbo, []
                 if buffer.pending or buffer.birth is not None:
                     batches.append(self._take(buffer))
-                buffer.limbo = []
                 work.append((buffer, batches))
+                whole += batches
+            self._dirty.clear()
         before = time.monotonic()
         reached("writer.before_commit")
         try:
             cancelled: set[Fence] = set()
-            lost = self._journal.append([b for _, batches in work for b in batches], cancelled)
+            lost = self._journal.append(whole, cancelled)
         except BaseException:
             self._put_back(work)
             raise
@@ -286,7 +289,7 @@ class JournalWriter:
             self._wake.wait()
             self._wake.clear()
             quiet_since = time.monotonic()
-            while time.monotonic() - quiet_since < _QUIET or self._dirty:
+            while self._goes_on(quiet_since):
                 due = self._due()
                 if due is None:
                     time.sleep(pause)
@@ -296,6 +299,11 @@ class JournalWriter:
                     time.sleep(due)
                 else:
                     self._commit_for_timer()
+
+    def _goes_on(self, quiet_since: float) -> bool:
+        with self._lock:
+            self._watching = bool(self._dirty) or time.monotonic() - quiet_since < _QUIET
+            return self._watching
 
     def _due(self) -> float | None:
         """Seconds until what is dirty must be committed: much is committed sooner by those who wait for it.

@@ -129,7 +129,7 @@ class Journal:
         :raises JournalUnavailable: when it could not be committed in time. Some of it may have been.
         """
         # One order of locking for all processes: no dead-locks between group commits.
-        ordered = sorted(batches, key=lambda b: b.fence.pk)
+        ordered = batches if len(batches) == 1 else sorted(batches, key=lambda b: b.fence.pk)
         tries = 0
 
         def work(connection: Connection) -> set[Fence]:

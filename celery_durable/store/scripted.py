@@ -63,8 +63,10 @@ def _segment() -> _Form:
 
 
 @functools.cache
-def _fence() -> _Form:
-    return _Form(FENCE)
+def _fence() -> str:
+    form = _Form(FENCE)
+    assert form.order == ["b_lease", "b_steps", "b_pk", "b_epoch"]
+    return form.sql
 
 
 @functools.cache
@@ -120,13 +122,11 @@ class Scripted:
     # -- transactions ---------------------------------------------------------------------------------------
 
     def append(self, batch: Batch, lease_ms: int) -> bool:
-        pk, epoch = batch.fence
-        form = _fence()
-        fence = form.pick({"b_pk": pk, "b_epoch": epoch, "b_lease": lease_ms, "b_steps": batch.steps})
+        fence = (lease_ms, batch.steps, *batch.fence)
 
         def transaction(driver: Any) -> bool:
             driver.execute("BEGIN IMMEDIATE")
-            if not driver.execute(form.sql, fence).rowcount:
+            if not driver.execute(_fence(), fence).rowcount:
                 return _undo(driver)
             _write(driver, batch)
             return _commit(driver)
