@@ -8,6 +8,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from celery import signals, states
+from celery.exceptions import Ignore, Reject
 
 from . import envelope as envelopes
 from .application import choose, real
@@ -60,12 +61,18 @@ def _wrap_amqp(app: Celery) -> None:
 
 
 @signals.task_postrun.connect(weak=False, dispatch_uid="celery_durable.postrun")
-def _on_postrun(sender: Any = None, task_id: str | None = None, state: str | None = None, **_: Any) -> None:
+def _on_postrun(
+    sender: Any = None, task_id: str | None = None, state: str | None = None, retval: Any = None, **_: Any
+) -> None:
     """Celery has stored the result and sent the callbacks: later duplicates of the message are dropped."""
     app = getattr(sender, "app", None)
     runtime = Runtime.known(app) if app is not None else None
     if runtime is None or task_id is None:
         return
+    if isinstance(retval, (Ignore, Reject)):
+        # It and the frame that holds Celery's copy of all that hold each other. There may be thousands of these before
+        # the collector looks for such old ones.
+        retval.__traceback__ = None
     outcome = runtime.returning.pop(task_id, None)
     if outcome is None or state not in (states.SUCCESS, states.FAILURE):
         return

@@ -14,7 +14,7 @@ from celery import _state
 from .codec.formats import format_of_setting
 from .errors import ConfigurationError
 from .retention import read_ages, read_amounts, read_seconds
-from .store.database import parse_url
+from .store.urls import parse_url
 
 if TYPE_CHECKING:
     from celery import Celery

@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from celery import Task
+from celery.exceptions import Ignore, Reject
 
 from . import starting
 from .coroutines import run_to_end
@@ -146,7 +147,13 @@ class DurableTask(Task):  # type: ignore[type-arg]
             # Task.replace in an eager run: the other task goes on in this body, whose value is its value.
             value = self.run(*args, **kwargs)
             return run_to_end(value) if inspect.iscoroutine(value) else value
-        return Session(self, request).execute(args, kwargs)
+        try:
+            return Session(self, request).execute(args, kwargs)
+        except (Ignore, Reject) as leaving:
+            # Celery copies every frame that an exception went through, and those of its causes, and sends them to the
+            # pool's parent, which looks at none. For a body that waits, that would be most of what its wait costs.
+            leaving.__cause__ = leaving.__context__ = None
+            raise leaving.with_traceback(None)  # noqa: B904  (a bare raise keeps the old one)
 
     @property
     def durable(self) -> DurableContext:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..settings import Settings, load
 from ..store import Database
-from ..store.database import parse_url
+from ..store.urls import parse_url
 
 if TYPE_CHECKING:
     from celery import Celery

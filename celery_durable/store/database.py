@@ -14,17 +14,18 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import event, exc
-from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.pool import NullPool, QueuePool
 
-from ..errors import ConfigurationError, JournalUnavailable
+from ..errors import JournalUnavailable
 from .direct import Direct
 from .fused import Fused
 from .scripted import Scripted
+from .urls import parse_url
 from .usual import Usual
 from .watchdog import Watchdog
 
-__all__ = ["Database", "autocommit", "parse_url"]
+__all__ = ["Database", "autocommit"]
 
 T = TypeVar("T")
 
@@ -38,47 +39,6 @@ _SHORTEST_TICK, _LONGEST_TICK = 0.05, 0.5
 _making = threading.Lock()
 #: What a parent process used; see :meth:`Database._make_engine`.
 _left_behind: list[Usual] = []
-
-
-def parse_url(url: str) -> URL:
-    """The parsed ``durable_database_url``.
-
-    :raises ConfigurationError: when it is no SQLAlchemy URL, or names a database that cannot hold a journal.
-    """
-    try:
-        parsed = make_url(url)
-    except (exc.ArgumentError, ValueError):
-        # Not the cause either: both may show the password.
-        raise ConfigurationError(
-            f"durable_database_url: {_without_user(url)!r} is not a database URL. It looks like "
-            "'postgresql+psycopg://user:password@host/name' or 'sqlite:///file.db'."
-        ) from None
-    backend = parsed.get_backend_name()
-    if backend not in {"sqlite", "postgresql", "mysql", "mariadb"}:
-        raise ConfigurationError(
-            f"durable_database_url: {backend!r} cannot hold a journal; use sqlite, postgresql, mysql or mariadb."
-        )
-    try:
-        dialect = parsed.get_dialect()
-        dialect.import_dbapi()
-    except (exc.NoSuchModuleError, ImportError) as error:
-        raise ConfigurationError(
-            f"durable_database_url: the driver of {parsed.drivername!r} is not installed ({error}). Install one and "
-            "name it in the URL: pip install 'celery-durable[postgresql]' for 'postgresql+psycopg://...', "
-            "pip install 'celery-durable[mysql]' for 'mysql+pymysql://...'."
-        ) from error
-    if dialect.is_async:
-        raise ConfigurationError(
-            f"durable_database_url: {parsed.drivername!r} is a driver for asyncio. The journal needs one that is not, "
-            "also for async tasks: 'postgresql+psycopg://...', 'mysql+pymysql://...' or 'sqlite:///file.db'."
-        )
-    return parsed
-
-
-def _without_user(url: str) -> str:
-    """Text that may hold a password, where nobody knows where it begins."""
-    _, at, rest = str(url).rpartition("@")
-    return f"***@{rest}" if at else str(url)
 
 
 class Database:
@@ -193,6 +153,9 @@ class Database:
                 pool_recycle=1800,
             )
         engine = self._new_engine(options)
+        if self.dialect == "mysql":
+            # Many rows in one statement. Their drivers do that by themselves, but not where a value is an expression.
+            engine.dialect.use_insertmanyvalues_wo_returning = True
         if self.dialect == "sqlite":
             event.listen(engine, "connect", self._on_sqlite_connect)
             event.listen(engine, "begin", _begin_immediate)

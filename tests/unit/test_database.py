@@ -24,8 +24,9 @@ from sqlalchemy.pool import NullPool
 from celery_durable.errors import ConfigurationError, JournalUnavailable, SchemaError
 from celery_durable.store import database as module
 from celery_durable.store import migrations
-from celery_durable.store.database import Database, parse_url
+from celery_durable.store.database import Database
 from celery_durable.store.tables import now_ms
+from celery_durable.store.urls import parse_url
 
 # Python says so since 3.12; that nothing is inherited is what these tests are about.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

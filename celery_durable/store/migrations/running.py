@@ -18,7 +18,8 @@ from sqlalchemy.pool import NullPool
 
 from ...errors import SchemaError
 from .. import migrations
-from ..database import autocommit, parse_url
+from ..database import autocommit
+from ..urls import parse_url
 
 __all__ = ["run"]
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import gc
 from typing import Any
 
 import pytest
+from billiard.einfo import ExceptionInfo
+from celery.app.trace import trace_task
 
 from celery_durable import ConfigurationError, DurableContext, NestedStep, Retry, StepDescriptor
 from celery_durable.store.records import State
@@ -420,3 +423,33 @@ def test_a_retry_policy_does_not_see_waits(lab: Lab, deliver: Delivery) -> None:
 
     deliver.suspends(body)
     assert lab.state() is State.SUSPENDED
+
+
+def test_what_celery_makes_of_a_body_that_waits_is_small_and_gone_at_once(lab: Lab) -> None:
+    """It copies frames, each with a list as long as its code, and holds them in a cycle."""
+    lab._body = lambda ctx: ctx.sleep(DAY)
+
+    def deliver(execution: str) -> Any:
+        request = {"id": execution, "retries": 0, "is_eager": False, "delivery_info": {"routing_key": "celery"}}
+        return trace_task(lab.job, execution, (), {}, request, app=lab.app)
+
+    def copies() -> int:
+        return sum(type(one) is ExceptionInfo for one in gc.get_objects())
+
+    made = deliver("one").retval
+    assert isinstance(made, ExceptionInfo)
+    frames, trace = 0, made.tb
+    while trace is not None:
+        frames, trace = frames + 1, trace.tb_next
+    assert frames == 3  # Celery's two, and the task's
+    del made
+    gc.collect()
+    before = copies()
+    gc.disable()
+    try:
+        for number in range(5):
+            deliver(f"more-{number}")
+        assert copies() == before
+    finally:
+        gc.enable()
+    assert {row.state for row in lab.operations.find()} == {State.SUSPENDED}
