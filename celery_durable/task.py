@@ -152,7 +152,7 @@ class DurableTask(Task):  # type: ignore[type-arg]
         except (Ignore, Reject) as leaving:
             # Celery copies every frame that an exception went through, and those of its causes, and sends them to the
             # pool's parent, which looks at none. For a body that waits, that would be most of what its wait costs.
-            leaving.__cause__ = leaving.__context__ = None
+            _strip(leaving)
             raise leaving.with_traceback(None)  # noqa: B904  (a bare raise keeps the old one)
 
     @property
@@ -208,3 +208,11 @@ def _as_celery_made_it(cls: type[DurableTask], app: Celery) -> None:
         if option not in vars(cls):
             setattr(cls, option, app.conf[setting])
     cls.Request = Task.Request
+
+
+def _strip(error: BaseException | None) -> None:
+    """Free an exception, and those behind it, of the frames that hold them."""
+    while error is not None:
+        behind = error.__cause__ or error.__context__
+        error.__traceback__ = error.__cause__ = error.__context__ = None
+        error = behind
