@@ -61,7 +61,7 @@ def memory(bodies: Bodies, *, quick: bool) -> dict[str, Figure]:
         first, again = f"first run of {steps:,} steps, peak memory", memory_of(steps)
         figures[first] = Figure(first, "bytes", [[_peak(bodies, steps, execution)]])
         # What a process does once, in any of its threads, belongs to no resume: the median leaves it out.
-        figures[again] = Figure(again, "bytes", [[_peak(bodies, steps, execution)] for _ in range(3)])
+        figures[again] = Figure(again, "bytes", [[_peak(bodies, steps, execution)] for _ in range(1 if quick else 3)])
     return figures
 
 

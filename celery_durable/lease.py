@@ -65,6 +65,8 @@ class Keeper:
         self._lease_timeout = lease_timeout
         self._held: dict[Fence, ExecutionBuffer] = {}
         self._dispatched: deque[int] = deque()
+        #: As many items as threads that mark something at this moment.
+        self._in_hand: list[bool] = []
         #: Runs that ended without the database: what they left, and how to let go of it.
         self._abandoned: list[tuple[ExecutionBuffer, JournalWriter, Callable[[], None]]] = []
         self._started = False
@@ -106,7 +108,7 @@ class Keeper:
         while True:
             sleep(tick)
             try:
-                self.mark()
+                self._mark_what_is_left()
                 self._retire()
                 if time.monotonic() >= due:
                     due = time.monotonic() + interval
@@ -133,17 +135,28 @@ class Keeper:
                 buffer.failure = LeaseLost("another owner took the execution over, or it was cancelled.")
 
     def mark(self) -> None:
-        """Mark the outcomes that Celery was told."""
+        """Mark the outcomes that Celery was told: all are when this returns, whoever had them in hand."""
+        self._mark_what_is_left()
+        while self._in_hand:
+            time.sleep(0.002)
+        self._mark_what_is_left()  # another thread may have failed with it
+
+    def _mark_what_is_left(self) -> None:
+        if not self._dispatched:
+            return
         taken = []
-        # Heartbeat and bodies may both be here; each takes what the other has not.
-        with contextlib.suppress(IndexError):
-            while True:
-                taken.append(self._dispatched.popleft())
+        self._in_hand.append(True)
         try:
+            # Heartbeat and bodies may both be here; each takes what the other has not.
+            with contextlib.suppress(IndexError):
+                while True:
+                    taken.append(self._dispatched.popleft())
             self._ownership.mark_dispatched(taken)
         except BaseException:
             self._dispatched.extend(taken)
             raise
+        finally:
+            self._in_hand.pop()
 
     def close(self) -> None:
         """The process ends in order: mark what Celery was told."""
