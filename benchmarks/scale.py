@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from celery_durable.store.records import StoredPayload
 from celery_durable.store.recovery import Published
+from celery_durable.store.retention import RetentionStore
 from celery_durable.store.tables import executions
 from tests.support.worker import WorkerProcess
 
@@ -22,7 +23,14 @@ __all__ = ["EMPTY", "MEASURED", "name_of", "on_journal", "references", "sizes", 
 #: Number of finished executions of an empty journal.
 EMPTY = 0
 #: What is measured on each journal.
-MEASURED = ("execution of 10 steps", "guarded step", "replayed step of 100", "idle claim", "claim, per execution")
+MEASURED = (
+    "execution of 10 steps",
+    "guarded step",
+    "replayed step of 100",
+    "idle claim",
+    "claim, per execution",
+    "pruning, per execution of 10 steps",
+)
 
 
 def sizes(quick: bool, million: bool) -> tuple[int, ...]:
@@ -44,7 +52,7 @@ def references(sizes: Sequence[int]) -> dict[str, str]:
 
 def on_journal(bodies: Bodies, size: int, *, quick: bool) -> list[Case]:
     """What is measured on one journal."""
-    run, guard, again, idle, claim = (name_of(what, size) for what in MEASURED)
+    run, guard, again, idle, claim, prune = (name_of(what, size) for what in MEASURED)
     some = 3 if quick else 20
 
     def running(note: Note) -> None:
@@ -72,11 +80,21 @@ def on_journal(bodies: Bodies, size: int, *, quick: bool) -> list[Case]:
             assert len(recovery.claim(100).due) == 100
         _forget_due(bodies)
 
+    def pruning(note: Note) -> None:
+        number = 2 * some
+        for _ in range(number):
+            bodies.run(plain(10))
+        bodies.runtime.keeper.mark()  # nobody is to be told of them any more
+        store = RetentionStore(bodies.runtime.database, namespace=bodies.runtime.settings.namespace)
+        with stopwatch(note, prune, per=number):
+            assert len(store.prune(store.look_back(2**63 - 1, number))) == number
+
     return [
         Case({run: "s"}, running),
         Case({guard: "s"}, guarding),
         Case({again: "s"}, replaying),
         Case({idle: "s", claim: "s"}, claiming),
+        Case({prune: "s"}, pruning),
     ]
 
 

@@ -31,7 +31,7 @@ PARTS = {
     "endtoend: throughput": 6,
     "endtoend: latency": 6,
     "endtoend: commits": 1,
-    "scale": 10,
+    "scale": 12,
     "recovery": 2,
     "waits": 2,
     "waits: memory": 2,
