@@ -305,12 +305,14 @@ class RetentionStore:
     def _lock(self, connection: Connection, rows: Sequence[Looked], *conditions: sa.ColumnElement[bool]) -> list[int]:
         """Of these executions, those that are still what they were when they were looked at; they are ours now."""
         epochs = {row.pk: row.epoch for row in rows}
+        # The namespace is compared here: SQLite would take its index, and read all there is of it.
         query = (
-            sa.select(_x.pk, _x.epoch)
-            .where(_x.pk.in_(list(epochs)), _x.namespace == self._namespace, *conditions)
+            sa.select(_x.pk, _x.epoch, _x.namespace)
+            .where(_x.pk.in_(list(epochs)), *conditions)
             .with_for_update(skip_locked=True)
         )
-        return sorted(row.pk for row in connection.execute(query) if row.epoch == epochs[row.pk])
+        ours = [row for row in connection.execute(query) if row.namespace == self._namespace]
+        return sorted(row.pk for row in ours if row.epoch == epochs[row.pk])
 
     @staticmethod
     def _holders(connection: Connection, pks: Sequence[int]) -> dict[int, set[bytes]]:
