@@ -524,3 +524,22 @@ def test_a_dry_walk_counts_and_changes_nothing(retention: Callable[..., Retentio
         counts.append((pruner.pruned, pruner.forgotten))
     assert counts[0] == counts[1] == ({State.COMPLETED: 2, State.FAILED: 1}, 1)
     assert past.history.tombstones() == ["holder", "long", "one", "two"]
+
+
+def test_sqlite_finds_what_it_prunes_by_its_key(retention: Callable[..., Retention]) -> None:
+    """By the namespace it would read all executions that there are, for each batch."""
+    past = retention()
+    past.history.add(*(f"old-{number}" for number in range(30)), ended=2 * DAY)
+    engine = past.lab.runtime.database.engine
+    said: list[tuple[str, Any]] = []
+    sa.event.listen(engine, "before_cursor_execute", lambda c, cursor, text, values, *_: said.append((text, values)))
+    assert len(past.store.prune(past.store.look(0, 1 << 62, 30))) == 30
+    looks = [one for one in said if one[0].startswith(("SELECT", "UPDATE", "DELETE"))]
+    with engine.connect() as connection:
+        plans = [
+            str(step.detail)
+            for text, values in looks
+            for step in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values)
+        ]
+    assert len(plans) >= 6
+    assert [plan for plan in plans if "namespace" in plan or plan.startswith("SCAN")] == []
