@@ -32,14 +32,13 @@ class EarlierGenerations:
     _promised: dict[str, dict[str, Any]] | None = None
 
     @property
-    def prior(self) -> Prior:
-        """Read once, and only where there are earlier generations."""
+    def prior(self) -> Prior | None:
+        """What earlier generations did, read once; None where there are none."""
+        if self.generation == self.opened.base_generation:
+            return None
         with self._lock:
             if self._prior is None:
-                rows: Sequence[Journaled] = ()
-                if self.generation > self.opened.base_generation:
-                    rows = self._guarded()
-                self._prior = Prior(rows, self.generation)
+                self._prior = Prior(self._guarded(), self.generation)
             return self._prior
 
     def _guarded(self) -> Sequence[Journaled]:
@@ -50,15 +49,15 @@ class EarlierGenerations:
 
     def earlier(self, call: StepCall) -> tuple[int, Recorded, Journaled] | None:
         """The guarded step of an earlier generation that this one is, if there is one (G6)."""
-        if self.generation == self.opened.base_generation:
-            return None
-        return self.prior.claim(call.key, call.descriptor.name, call.fingerprint)
+        prior = self.prior
+        return None if prior is None else prior.claim(call.key, call.descriptor.name, call.fingerprint)
 
     def conflicting(self, call: StepCall) -> tuple[int, Recorded, Journaled] | None:
         """A guarded step of the same name and other arguments, of which this one may be the repetition."""
-        if self.generation == self.opened.base_generation:
+        prior = self.prior
+        if prior is None:
             return None
-        for generation, recorded, first in self.prior.unclaimed(call.descriptor.name):
+        for generation, recorded, first in prior.unclaimed(call.descriptor.name):
             # Two operations that the application has named differently are two.
             if not (call.named is not None and self._was_named(first)):
                 return generation, recorded, first
