@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .endtoend import BARE_TASK, PLAIN_TASK, commits_of, durable, rate
+from .endtoend import BARE_TASK, FEW, MANY, PLAIN_TASK, commits_of, durable, rate
 from .floor import BARE
 from .harness import Figure, Section, ratio
 from .ingredients import APPEND, ENTRIES
@@ -111,21 +111,20 @@ ROWS: tuple[Row, ...] = (
         )
         for steps in (5_000, 10_000)
     ),
-    Row(
-        "tasks/s of 5 idempotent steps, in those of a plain task with one commit",
-        "endtoend: throughput",
-        rate(_FIVE),
-        0.85,
-        of=rate(BARE_TASK),
-        at_least=True,
-    ),
-    Row(
-        "tasks/s of 5 idempotent steps, in those of a plain task",
-        "endtoend: throughput",
-        rate(_FIVE),
-        0.7,
-        of=rate(PLAIN_TASK),
-        at_least=True,
+    *(
+        Row(
+            f"tasks/s of 5 idempotent steps, in those of {what}, {processes} pool processes",
+            f"endtoend: throughput, {processes} pool processes",
+            rate(_FIVE, processes),
+            limit,
+            of=rate(reference, processes),
+            at_least=True,
+        )
+        for processes in (FEW, MANY)
+        for what, reference, limit in (
+            ("a plain task with one commit", BARE_TASK, 0.85),
+            ("a plain task", PLAIN_TASK, 0.7),
+        )
     ),
     Row("commits of a task of 5 idempotent steps", "endtoend: commits", commits_of(_FIVE), 2, digits=0),
     Row("the same, fresh delivery and nothing guarded", "endtoend: commits", commits_of(_FIVE), 1, digits=0),

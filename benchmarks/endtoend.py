@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 from tests.support.worker import WorkerProcess
@@ -11,7 +11,21 @@ from .commits import counter
 from .harness import Case, Figure, Note
 from .stage import Stage
 
-__all__ = ["BARE_TASK", "KINDS", "PLAIN_TASK", "Kind", "commits", "commits_of", "durable", "latency", "rate", "tasks"]
+__all__ = [
+    "BARE_TASK",
+    "FEW",
+    "KINDS",
+    "MANY",
+    "PLAIN_TASK",
+    "Kind",
+    "commits",
+    "commits_of",
+    "durable",
+    "latencies",
+    "latency",
+    "loads",
+    "rate",
+]
 
 
 class Kind(NamedTuple):
@@ -39,9 +53,13 @@ KINDS = (
 )
 
 
-def rate(kind: str) -> str:
+#: Pool processes of the workers that are measured.
+FEW, MANY = 2, 4
+
+
+def rate(kind: str, processes: int = FEW) -> str:
     """Name of the figure: tasks per second from a full queue."""
-    return f"{kind}, tasks/s"
+    return f"{kind}, {processes} pool processes, tasks/s"
 
 
 def latency(kind: str) -> str:
@@ -54,11 +72,13 @@ def commits_of(kind: str) -> str:
     return f"{kind}, commits"
 
 
-def _throughput(stage: Stage, kind: Kind, workers: Sequence[WorkerProcess], number: int) -> Case:
-    def turn(note: Note) -> None:
-        note(rate(kind.name), stage.throughput(kind.task, kind.argument, number, workers))
+def _throughput(stage: Stage, kind: Kind, processes: int, worker: WorkerProcess, number: int) -> Case:
+    name = rate(kind.name, processes)
 
-    return Case({rate(kind.name): "1/s"}, turn)
+    def turn(note: Note) -> None:
+        note(name, stage.throughput(kind.task, kind.argument, number, [worker]))
+
+    return Case({name: "1/s"}, turn)
 
 
 def _latency(stage: Stage, kind: Kind, number: int) -> Case:
@@ -69,13 +89,14 @@ def _latency(stage: Stage, kind: Kind, number: int) -> Case:
     return Case({latency(kind.name): "s"}, turn)
 
 
-def tasks(stage: Stage, worker: WorkerProcess, *, quick: bool) -> tuple[list[Case], list[Case]]:
-    """The suite: throughput, and latency."""
-    load, single = (60, 5) if quick else (1000, 50)
-    return (
-        [_throughput(stage, kind, [worker], load) for kind in KINDS],
-        [_latency(stage, kind, single) for kind in KINDS],
-    )
+def loads(stage: Stage, processes: int, worker: WorkerProcess, *, quick: bool) -> list[Case]:
+    """Throughput of a worker with so many pool processes."""
+    return [_throughput(stage, kind, processes, worker, 60 if quick else 1000) for kind in KINDS]
+
+
+def latencies(stage: Stage, *, quick: bool) -> list[Case]:
+    """Latency, of whichever worker takes the default queue."""
+    return [_latency(stage, kind, 5 if quick else 50) for kind in KINDS]
 
 
 def commits(stage: Stage, *, quick: bool, progress: Callable[[str], None]) -> dict[str, Figure]:
@@ -102,7 +123,7 @@ def commits(stage: Stage, *, quick: bool, progress: Callable[[str], None]) -> di
 
 REMARKS = [
     "All tasks acknowledge late and ignore their results.",
-    "Rates: two pool processes, a full queue, and the middle four fifths of it. Latencies: one task at a time.",
+    "Rates: a full queue, and the middle four fifths of it. Latencies: one task at a time.",
 ]
 
 _MARKS = "The fraction: twice a second a worker marks, in one commit for all tasks, which results Celery has taken."

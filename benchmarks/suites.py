@@ -139,16 +139,22 @@ def _replay(bench: Bench, kind: str) -> list[Section]:
 
 
 def _endtoend(bench: Bench, kind: str) -> list[Section]:
+    sections = []
     with bench.stage(kind) as stage:
-        worker = stage.worker()
-        load, single = endtoend.tasks(stage, worker, quick=bench.quick)
-        throughput = bench.measure(load)
-        latency = bench.measure(single)
-        worker.end()
+        for processes in (endtoend.FEW, endtoend.MANY):
+            # Alone: one that has nothing to do still looks around.
+            worker = stage.worker(concurrency=processes)
+            throughput = bench.measure(endtoend.loads(stage, processes, worker, quick=bench.quick))
+            plain_rate = endtoend.rate(endtoend.PLAIN_TASK, processes)
+            title = f"endtoend: throughput, {processes} pool processes"
+            sections.append(Section(title, kind, throughput, all_in(throughput, plain_rate), endtoend.REMARKS))
+            if processes == endtoend.FEW:
+                latency = bench.measure(endtoend.latencies(stage, quick=bench.quick))
+            worker.end()
         counted = endtoend.commits(stage, quick=bench.quick, progress=bench.progress)
-    plain_rate, plain_latency = endtoend.rate(endtoend.PLAIN_TASK), endtoend.latency(endtoend.PLAIN_TASK)
+    plain_latency = endtoend.latency(endtoend.PLAIN_TASK)
     return [
-        Section("endtoend: throughput", kind, throughput, all_in(throughput, plain_rate), endtoend.REMARKS),
+        *sections,
         Section("endtoend: latency", kind, latency, all_in(latency, plain_latency)),
         Section("endtoend: commits", kind, counted, {}, endtoend.COUNTED[kind]),
     ]
