@@ -19,7 +19,7 @@ from celery import Celery
 from hypothesis import settings
 
 from .support import brokers, databases
-from .support.backends import Missing, Registry, Usage, merge, missing, selected, summary
+from .support.backends import Missing, Registry, Usage, in_ci, merge, missing, selected, summary
 from .support.brokers import MessageBroker
 from .support.databases import JournalDatabase
 from .support.ledger import Ledger
@@ -155,7 +155,7 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    settings.load_profile("ci" if _in_ci() else "durable")
+    settings.load_profile("ci" if in_ci() else "durable")
     for registry, _, variable, _, _ in PARAMETERS.values():
         try:
             selected(variable, registry.finders)
@@ -171,7 +171,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     output = getattr(session.config, "workeroutput", None)
     if output is not None:
         output["durable_backends"] = {kind: asdict(usage) for kind, usage in USAGE.items()}
-    elif missing(USAGE) and _in_ci():
+    elif missing(USAGE) and in_ci():
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -182,11 +182,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     order = [*DATABASES.finders, *BROKERS.finders]
     for line in summary({kind: USAGE[kind] for kind in order if kind in USAGE}):
         terminalreporter.write_line(line)
-    if missing(USAGE) and _in_ci():
+    if missing(USAGE) and in_ci():
         terminalreporter.write_line(
             f"FAILED: CI is set, and tests were skipped for want of {', '.join(missing(USAGE))}.", red=True, bold=True
         )
-
-
-def _in_ci() -> bool:
-    return os.environ.get("CI", "").lower() not in ("", "0", "false", "no")

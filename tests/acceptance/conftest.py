@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import importlib
-import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
 
+from tests.support.backends import in_ci
 from tests.support.brokers import MessageBroker
 from tests.support.databases import JournalDatabase
 from tests.support.ledger import Ledger
+from tests.support.servers import ServerFailed
 from tests.support.worker import WorkerFactory
 
 from .crash.arena import Arena
-from .outage.servers import FragilePostgreSQL
+from .outage.servers import FRAGILE, Fragile
 
 
 @pytest.fixture
@@ -36,32 +36,37 @@ def arena(database: JournalDatabase, build_arena: Callable[[JournalDatabase], Ar
     arena.close()
 
 
-# -- on a PostgreSQL of our own that tests may hurt -------------------------------------------------------------
+# -- on a server of our own that tests may hurt -----------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
-def own_postgresql() -> Iterator[FragilePostgreSQL]:
-    server = FragilePostgreSQL()
-    yield server
-    server.remove()
+def own_servers() -> Iterator[dict[str, Fragile]]:
+    servers: dict[str, Fragile] = {}
+    yield servers
+    for server in servers.values():
+        server.remove()
 
 
 @pytest.fixture
-def server(own_postgresql: FragilePostgreSQL) -> Iterator[FragilePostgreSQL]:
-    """It runs when the test begins, and is this test's alone."""
-    own_postgresql.start()
-    yield own_postgresql
-    own_postgresql.thaw()
+def server(request: pytest.FixtureRequest, own_servers: dict[str, Fragile]) -> Iterator[Fragile]:
+    """It runs when the test begins, and is this test's alone: PostgreSQL, or the kind that a parameter names."""
+    kind = getattr(request, "param", "postgresql")
+    if kind not in own_servers:
+        try:
+            own_servers[kind] = FRAGILE[kind]()
+        except ServerFailed as reason:
+            if in_ci():
+                raise
+            pytest.skip(f"there is no {kind} that may be hurt: {reason}")
+    own_servers[kind].start()
+    yield own_servers[kind]
+    own_servers[kind].thaw()
 
 
 @pytest.fixture
-def fragile(server: FragilePostgreSQL, build_arena: Callable[[JournalDatabase], Arena]) -> Iterator[Arena]:
+def fragile(server: Fragile, build_arena: Callable[[JournalDatabase], Arena]) -> Iterator[Arena]:
     """An arena on ``server``."""
-    name = f"durable_{secrets.token_hex(6)}"
-    with psycopg.connect(server.url, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name}")
-    url = server.url.replace("postgresql://", "postgresql+psycopg://").removesuffix("postgres") + name
-    database = JournalDatabase("postgresql", url, "own")
+    database = server.new_database()
     arena = build_arena(database)
     yield arena
     arena.close()

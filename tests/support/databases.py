@@ -14,7 +14,7 @@ from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from .backends import Backend, Missing, address
-from .servers import OwnPostgreSQL, OwnServer, ServerFailed
+from .servers import OwnMariaDB, OwnPostgreSQL, OwnServer, ServerFailed
 
 __all__ = ["FINDERS", "JournalDatabase"]
 
@@ -166,24 +166,29 @@ def _find_postgresql() -> Backend[JournalDatabase]:
             return server
         if given:
             raise Missing(f"DURABLE_TEST_POSTGRESQL_URL: {complaints[-1]}")
-    try:
-        own = OwnPostgreSQL()
-        own.start()
-    except ServerFailed as error:
-        raise Missing(f"no server at 127.0.0.1:5432 that lets us in, and {error}") from error
-    return _Server("postgresql", make_url(own.url).set(drivername="postgresql+psycopg"), "our own", own)
+    return _our_own("postgresql", OwnPostgreSQL, "no server at 127.0.0.1:5432 that lets us in")
 
 
 def _find_mysql() -> Backend[JournalDatabase]:
     given = address("mysql")
     if given == "bundled":
-        raise Missing("there is no bundled MySQL")
-    server, complaints = _first_that_answers(
-        "mysql", [given or "mysql+pymysql://root@127.0.0.1:3306/?charset=utf8mb4&connect_timeout=3"]
-    )
+        return _our_own("mysql", OwnMariaDB, "DURABLE_TEST_MYSQL_URL asks for our own")
+    usual = "mysql+pymysql://root@127.0.0.1:3306/?charset=utf8mb4&connect_timeout=3"
+    server, complaints = _first_that_answers("mysql", [given or usual])
     if server is not None:
         return server
-    raise Missing(f"{complaints[-1]} (set DURABLE_TEST_MYSQL_URL)")
+    if given:
+        raise Missing(f"DURABLE_TEST_MYSQL_URL: {complaints[-1]}")
+    return _our_own("mysql", OwnMariaDB, f"{complaints[-1]} (set DURABLE_TEST_MYSQL_URL)")
+
+
+def _our_own(kind: str, make: Callable[[], OwnPostgreSQL | OwnMariaDB], why: str) -> Backend[JournalDatabase]:
+    try:
+        own = make()
+        own.start()
+    except ServerFailed as error:
+        raise Missing(f"{why}, and {error}") from error
+    return _Server(kind, make_url(own.url), "our own", own)
 
 
 #: Kind of database → how to find it. The order is that of the reports.

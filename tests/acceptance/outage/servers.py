@@ -1,25 +1,38 @@
-"""A PostgreSQL that tests may stop, crash and freeze."""
+"""Database servers that tests may stop, crash and freeze."""
 
 from __future__ import annotations
 
 import contextlib
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
+import pytest
+import sqlalchemy as sa
 
-from tests.support.servers import OwnPostgreSQL
+from tests.support.databases import JournalDatabase
+from tests.support.servers import OwnMariaDB, OwnPostgreSQL, OwnServer
 
-__all__ = ["FragilePostgreSQL"]
+__all__ = ["FRAGILE", "Fragile", "FragileMariaDB", "FragilePostgreSQL", "on_each_server"]
 
 
-class FragilePostgreSQL(OwnPostgreSQL):
+class Fragile(OwnServer):
     """What it has committed reaches the system before its client is told, so that the death of its processes loses
     nothing that was durable. There is no need to wait for the disk.
     """
 
-    def command(self) -> Sequence[str | Path]:
-        return [*super().command(), "-c", "synchronous_commit=on"]
+    #: For SQLAlchemy.
+    url: str
+
+    def new_database(self) -> JournalDatabase:
+        """An empty one, which ends with the server."""
+        name = f"durable_{secrets.token_hex(6)}"
+        admin = sa.create_engine(self.url, isolation_level="AUTOCOMMIT", poolclass=sa.pool.NullPool)
+        with admin.connect() as connection:
+            connection.execute(sa.text(f"CREATE DATABASE {name}"))
+        kind, url = admin.dialect.name, admin.url.set(database=name)
+        return JournalDatabase(kind, url.render_as_string(hide_password=False), "own")
 
     def crash(self) -> None:
         """Kill every process of the server at once; :meth:`start` recovers from its log."""
@@ -34,11 +47,6 @@ class FragilePostgreSQL(OwnPostgreSQL):
         """Let them go on, not knowing that time has passed."""
         self._all("resume")
 
-    def leave_unwritten(self) -> None:
-        """From now on, write what need not be durable only together with what must be."""
-        [writer] = [process for process in self._processes() if "walwriter" in " ".join(process.cmdline())]
-        writer.suspend()
-
     def _all(self, action: str) -> None:
         for process in self._processes():
             # A backend whose client has gone may end in between.
@@ -51,3 +59,26 @@ class FragilePostgreSQL(OwnPostgreSQL):
             return []
         master = psutil.Process(self._process.pid)
         return [master, *master.children(recursive=True)]
+
+
+class FragilePostgreSQL(OwnPostgreSQL, Fragile):
+    """A PostgreSQL that may be hurt."""
+
+    def command(self) -> Sequence[str | Path]:
+        return [*super().command(), "-c", "synchronous_commit=on"]
+
+    def leave_unwritten(self) -> None:
+        """From now on, write what need not be durable only together with what must be."""
+        [writer] = [process for process in self._processes() if "walwriter" in " ".join(process.cmdline())]
+        writer.suspend()
+
+
+class FragileMariaDB(OwnMariaDB, Fragile):
+    """A MariaDB that may be hurt."""
+
+
+#: Kind of database → the server.
+FRAGILE: dict[str, type[Fragile]] = {"postgresql": FragilePostgreSQL, "mysql": FragileMariaDB}
+
+#: A test of the fixture ``server`` runs on each of them, and not on PostgreSQL alone.
+on_each_server = pytest.mark.parametrize("server", list(FRAGILE), indirect=True)

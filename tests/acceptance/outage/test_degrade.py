@@ -8,17 +8,15 @@ from celery_durable.store.records import EntryKind
 from tests.support.wait import eventually
 
 from .arena import Arena
-from .servers import FragilePostgreSQL
+from .servers import Fragile, on_each_server
 
-pytestmark = pytest.mark.brokers("redis")
+pytestmark = [pytest.mark.brokers("redis"), on_each_server]
 
 DEGRADE = {"durable_on_unavailable": "degrade"}
 WARNING = "goes on WITHOUT durability (durable_on_unavailable = 'degrade'; run {} of this process)"
 
 
-def test_a_body_starts_without_the_journal_and_nothing_of_it_is_recorded(
-    fragile: Arena, server: FragilePostgreSQL
-) -> None:
+def test_a_body_starts_without_the_journal_and_nothing_of_it_is_recorded(fragile: Arena, server: Fragile) -> None:
     worker = fragile.start(durable=DEGRADE)
     server.stop()
     for number in (1, 2):
@@ -39,7 +37,7 @@ def test_a_body_starts_without_the_journal_and_nothing_of_it_is_recorded(
 
 @pytest.mark.parametrize("fails", [False, True], ids=["returns", "fails"])
 def test_a_body_goes_on_when_the_journal_is_lost_and_is_not_run_again(
-    fragile: Arena, server: FragilePostgreSQL, fails: bool
+    fragile: Arena, server: Fragile, fails: bool
 ) -> None:
     worker = fragile.start(durable=DEGRADE)
     fragile.send("one", "ends", fails)

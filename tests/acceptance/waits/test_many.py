@@ -8,7 +8,7 @@ import pytest
 
 import celery_durable
 from celery_durable.store.records import State
-from tests.acceptance.outage.servers import FragilePostgreSQL
+from tests.acceptance.outage.servers import Fragile, on_each_server
 from tests.support.delivery import elapse
 
 from .arena import Arena
@@ -22,9 +22,8 @@ PATIENT = {"durable_lease_timeout": 60, "durable_recovery_interval": 0.2}
 BULK = {"worker_prefetch_multiplier": 20}
 
 
-def test_they_wait_through_the_restart_of_everything_and_none_wakes_twice(
-    fragile: Arena, server: FragilePostgreSQL
-) -> None:
+@on_each_server
+def test_they_wait_through_the_restart_of_everything_and_none_wakes_twice(fragile: Arena, server: Fragile) -> None:
     arena = fragile
     sleepers = [f"sleeper-{number}" for number in range(MANY)]
     waiters = [f"waiter-{number}" for number in range(MANY)]

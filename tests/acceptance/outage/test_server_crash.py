@@ -1,4 +1,4 @@
-"""PostgreSQL dies while executions run, before they start, and when they are published."""
+"""The database server dies while executions run, before they start, and when they are published."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from celery_durable.runtime import Runtime
 from tests.support.wait import eventually
 
 from .arena import ACK, APP, LEASE, SETTINGS, Arena
-from .servers import FragilePostgreSQL
+from .servers import Fragile, FragilePostgreSQL, on_each_server
 
 pytestmark = pytest.mark.brokers("redis")
 
 POSTPONED = "cannot go on without its journal; its message comes back"
 
 
-def test_a_crash_of_the_database_repeats_nothing_and_loses_nothing(fragile: Arena, server: FragilePostgreSQL) -> None:
+@on_each_server
+def test_a_crash_of_the_database_repeats_nothing_and_loses_nothing(fragile: Arena, server: Fragile) -> None:
     worker = fragile.start(concurrency=4)
     names = fragile.send_chains(6, 12)
     fragile.await_fired(10)
@@ -32,7 +33,8 @@ def test_a_crash_of_the_database_repeats_nothing_and_loses_nothing(fragile: Aren
     fragile.await_empty_broker()
 
 
-def test_a_worker_that_starts_without_its_database_waits_for_it(fragile: Arena, server: FragilePostgreSQL) -> None:
+@on_each_server
+def test_a_worker_that_starts_without_its_database_waits_for_it(fragile: Arena, server: Fragile) -> None:
     server.stop()
     worker = fragile.start(concurrency=2)
     names = fragile.send_chains(2, 2)
@@ -42,7 +44,8 @@ def test_a_worker_that_starts_without_its_database_waits_for_it(fragile: Arena, 
     fragile.check_chains(names, 2)
 
 
-def test_what_began_after_an_outage_is_taken_over_like_anything_else(fragile: Arena, server: FragilePostgreSQL) -> None:
+@on_each_server
+def test_what_began_after_an_outage_is_taken_over_like_anything_else(fragile: Arena, server: Fragile) -> None:
     """Its message was postponed, and that is no reason to drop it when it is sent again later."""
     server.stop()
     first = fragile.start()
@@ -57,9 +60,8 @@ def test_what_began_after_an_outage_is_taken_over_like_anything_else(fragile: Ar
     assert fragile.row("one").attempts == 1
 
 
-def test_what_was_done_while_the_database_is_away_is_known_when_it_is_back(
-    fragile: Arena, server: FragilePostgreSQL
-) -> None:
+@on_each_server
+def test_what_was_done_while_the_database_is_away_is_known_when_it_is_back(fragile: Arena, server: Fragile) -> None:
     """A guarded operation is under way, for longer than a lease. Its process lives, so nothing is in doubt."""
     worker = fragile.start(concurrency=2)
     fragile.send("ends-meanwhile", "held", "first")
@@ -86,9 +88,8 @@ def test_what_was_done_while_the_database_is_away_is_known_when_it_is_back(
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["refused", "unanswered"])
-def test_a_step_that_was_only_announced_is_not_in_doubt(
-    fragile: Arena, server: FragilePostgreSQL, frozen: bool
-) -> None:
+@on_each_server
+def test_a_step_that_was_only_announced_is_not_in_doubt(fragile: Arena, server: Fragile, frozen: bool) -> None:
     """Its intent could not be committed, or perhaps it was; but the operation did not start, and its process knows."""
     worker = fragile.start()
     fragile.send("one", "ends", False)
@@ -143,8 +144,9 @@ def publisher(fragile: Arena) -> Any:
     app.close()
 
 
+@on_each_server
 def test_publishing_without_the_database_is_refused_and_sends_nothing(
-    fragile: Arena, server: FragilePostgreSQL, publisher: Any
+    fragile: Arena, server: Fragile, publisher: Any
 ) -> None:
     publisher.apply_async((1,), task_id="accepted")
     server.stop()
