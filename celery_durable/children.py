@@ -35,6 +35,7 @@ from .faults import reached
 from .identity import child_of, child_print
 from .outbox import Waiting, captured, send_committed, storable
 from .publish import Stash, is_durable
+from .signature import is_empty_chain
 from .store.children import NewChild, Offspring
 from .store.outbox import Published, check, new_pks
 from .store.records import NewPromise
@@ -127,7 +128,7 @@ def check_signature(app: Celery, signature: Any, what: str) -> Any:
             f"{what} takes signatures, not {signature!r}: task.s(1, 2) for task.delay(1, 2), or chain(...), "
             "group(...), chord(...)."
         )
-    if isinstance(signature, _chain) and not signature.tasks:
+    if is_empty_chain(signature):
         raise ConfigurationError(f"{what} of an empty chain: there is nothing to wait for.")
     _check_id(signature)
     theirs: Any = signature._app  # type: ignore[attr-defined]

@@ -23,6 +23,7 @@ from .faults import reached
 from .install import install
 from .publish import Stash, is_durable, past_outbox
 from .runtime import Runtime
+from .signature import is_empty_chain
 from .store.outbox import IdTaken, Published, Unsent, forget, insert, present
 from .store.records import StoredPayload
 from .store.same import verify_same
@@ -90,7 +91,7 @@ def enqueue(
     :param kwargs: keyword arguments, as for ``apply_async``.
     :param options: those of ``apply_async``: ``countdown``, ``queue``, ``priority``, ``headers``, ...
     :returns: the result, as ``apply_async`` gives it; nothing will be stored there before the commit.
-    :raises ConfigurationError: for a connection of another database, or one in autocommit mode.
+    :raises ConfigurationError: for a connection of another database, or one in autocommit mode; and for an empty chain.
     :raises DurableIdConflict: when its ``durable_id`` belongs to another call.
     :raises JournalUnavailable: when the journal's database cannot be asked whether it is the same one.
     """
@@ -102,6 +103,8 @@ def enqueue(
         )
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise ConfigurationError(f"enqueue() takes the task's keyword arguments as a dict, not {kwargs!r}.")
+    if is_empty_chain(what):
+        raise ConfigurationError("enqueue() of an empty chain: there is nothing to send.")
     runtime = Runtime.of(app)
     alias = django_orm.alias_of(where)
     joined: _Joined | DjangoJoined
@@ -366,7 +369,9 @@ def _connection_of(where: Any) -> Connection:
                 "session.connection(bind_arguments={'mapper': ...})."
             ) from error
     if not isinstance(where, Connection):
-        raise ConfigurationError(f"enqueue() takes an SQLAlchemy Session or Connection first, not {where!r}.")
+        raise ConfigurationError(
+            f"enqueue() takes an SQLAlchemy Session or Connection, or django.db.connection, first, not {where!r}."
+        )
     default = getattr(where.dialect, "_on_connect_isolation_level", None)
     if where.get_execution_options().get("isolation_level", default) == "AUTOCOMMIT":
         raise ConfigurationError(

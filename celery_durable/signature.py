@@ -1,17 +1,22 @@
-"""Signatures of durable tasks, which know what a ``durable_id`` is."""
+"""Signatures: those of durable tasks, which know what a ``durable_id`` is, and those that are nothing."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from celery.canvas import Signature
+from celery.canvas import Signature, _chain
 
 from .starting import one_id
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["DurableSignature"]
+__all__ = ["DurableSignature", "is_empty_chain"]
+
+
+def is_empty_chain(what: Any) -> bool:
+    """Whether it is a chain, or chain of chains, with nothing in it: Celery sends nothing, and gives no result."""
+    return isinstance(what, _chain) and all(is_empty_chain(link) for link in what.tasks)
 
 
 class DurableSignature(Signature):

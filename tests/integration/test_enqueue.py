@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from celery import group
+from celery import chain, group
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
@@ -244,7 +244,7 @@ def test_what_cannot_be_joined_is_refused(shop: Shop) -> None:
         enqueue(AsyncSession(), shop.durable)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="several databases"):
         enqueue(Session(), shop.durable)
-    with pytest.raises(ConfigurationError, match="Session or Connection first"):
+    with pytest.raises(ConfigurationError, match=r"Session or Connection, or django\.db\.connection, first"):
         enqueue("shop", shop.durable)  # type: ignore[arg-type]
     with shop.transaction("session") as session:
         with pytest.raises(ConfigurationError, match="a task or a signature"):
@@ -252,6 +252,19 @@ def test_what_cannot_be_joined_is_refused(shop: Shop) -> None:
         with pytest.raises(ConfigurationError, match="1 to 255 characters"):
             enqueue(session, shop.durable, task_id="x" * 256)
     assert shop.rows() == []
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.parametrize("eager", [False, True])
+def test_nothing_can_be_sent_but_not_by_a_chain(shop: Shop, eager: bool) -> None:
+    """An empty group has a result, as Celery gives it; an empty chain has none, and would be lost unnoticed."""
+    shop.app.conf.task_always_eager = eager
+    with shop.transaction("session") as session:
+        assert enqueue(session, group(app=shop.app)).get() == []
+        for empty in (chain(), chain([]), chain(chain()), chain(chain(), chain())):
+            with pytest.raises(ConfigurationError, match=r"enqueue\(\) of an empty chain: there is nothing to send\."):
+                enqueue(session, empty)
+    assert (shop.rows(), shop.sent()) == ([], [])
 
 
 def test_an_id_that_is_known_is_not_sent_again(shop: Shop) -> None:

@@ -66,6 +66,8 @@ def calls(do: Callable[[DurableContext, Any], Any]) -> Callable[[DurableContext,
     [
         (calls(lambda ctx, job: ctx.call(chain())), r"call\(\) of an empty chain: there is nothing to wait for"),
         (calls(lambda ctx, job: ctx.gather(job, chain())), r"gather\(\) of an empty chain"),
+        (calls(lambda ctx, job: ctx.call(chain(chain(), chain()))), r"call\(\) of an empty chain"),
+        (calls(lambda ctx, job: ctx.call(chain(chain()))), r"call\(\) of an empty chain"),
         (calls(lambda ctx, job: ctx.gather(job, tolerate=None)), r"gather\(tolerate=None\): it is a whole number"),
         (calls(lambda ctx, job: ctx.gather(job, concurrency=0)), r"gather\(concurrency=0\): .* 1 or more"),
         (calls(lambda ctx, job: ctx.call(job.set(durable_id="x"))), r"the child task job has a durable_id"),
