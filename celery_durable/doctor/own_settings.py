@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ..retention import Rules
 from .celery_settings import visibility_timeout
-from .checks import Patient, Remark, check, fine, warning
+from .checks import Patient, Remark, check, checks, fine, warning
 
 __all__: list[str] = []
 
@@ -92,3 +92,15 @@ def tombstones(patient: Patient) -> Iterator[Remark]:
             f"{late:g} s (visibility_timeout): it would find nothing, and run.",
             "Set it to several times the visibility time-out, and longer than the longest countdown.",
         )
+
+
+@check("CD916", "silence")
+def silence(patient: Patient) -> Iterator[Remark]:
+    """A mistyped code silences nothing."""
+    known = [each.code for each in checks()]
+    for code in patient.settings.silence:
+        if code not in known:
+            yield warning(
+                f"durable_silence has {code!r}, which is the code of no check, and silences nothing.",
+                f"Known are: {', '.join(known)}.",
+            )

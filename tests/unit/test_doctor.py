@@ -75,6 +75,13 @@ TRIPS: dict[str, tuple[list[tuple[dict[str, Any], str]], list[dict[str, Any]]]] 
             {"durable_retention": 60, "durable_tombstone_ttl": 60, **AMQP},
         ],
     ),
+    "CD916": (
+        [
+            ({"durable_silence": ["CD923", "CD992"]}, "durable_silence has 'CD992', which is the code of no check"),
+            ({"durable_silence": ["CD101"]}, "'CD101'"),
+        ],
+        [{}, {"durable_silence": ["CD901", "CD916", "CD947"]}],
+    ),
     "CD922": (
         [
             ({"task_time_limit": 5}, "instead of coming back"),
@@ -176,6 +183,13 @@ def test_chords_have_an_expiry_of_their_own_since_5_7() -> None:
     assert told(configured(result_expires=60, result_chord_expires=864_000), "CD932") == []
     [finding] = told(configured(result_chord_expires=60), "CD932")
     assert finding.text.startswith("result_chord_expires is 60 s")
+
+
+def test_a_mistyped_code_is_told_with_those_that_there_are() -> None:
+    [finding] = told(configured(durable_silence=["CD992"]), "CD916")
+    assert finding.cure == f"Known are: {', '.join(check.code for check in doctor.checks())}."
+    [finding] = told(configured(durable_silence=["CD992", "CD916"]), "CD916")
+    assert finding.silenced
 
 
 def test_passwords_are_not_shown() -> None:
