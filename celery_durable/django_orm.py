@@ -24,7 +24,7 @@ from sqlalchemy.dialects.sqlite.base import SQLiteDialect
 from .coroutines import without_loop
 from .errors import ConfigurationError, TransactionMisused
 from .store.same import IDENTITY, different, file_of, told
-from .store.transactions import NotCommitted, Unsure, is_conflict
+from .store.transactions import NotCommitted, Unsure, is_conflict, refuse_end
 
 if TYPE_CHECKING:
     from .store import Database
@@ -235,7 +235,7 @@ def opened(transactions: Transactions, alias: str) -> Iterator[DjangoOpened]:
     try:
         connection.close_if_unusable_or_obsolete()
         verify_alias(alias, transactions.database)
-        with transaction.atomic(using=alias):
+        with transaction.atomic(using=alias), connection.execute_wrapper(_before_execute):
             raw = connection.connection
             yield begun
     except Error as error:
@@ -252,6 +252,11 @@ def opened(transactions: Transactions, alias: str) -> Iterator[DjangoOpened]:
             # Of a hook, most likely: transaction.on_commit().
             raise Unsure(error, begun.batch, lost=False) from error
         raise
+
+
+def _before_execute(execute: Callable[..., Any], sql: Any, *rest: Any) -> Any:
+    refuse_end(sql)
+    return execute(sql, *rest)
 
 
 def outside_loop(alias: str, work: Callable[[], T]) -> T:

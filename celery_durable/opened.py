@@ -21,7 +21,7 @@ from sqlalchemy.util import await_only
 
 from .errors import ConfigurationError, TransactionMisused
 from .store.asynchronous import asyncio_of_sqlalchemy
-from .store.transactions import NotCommitted, Transactions, Unsure, is_conflict, is_lost
+from .store.transactions import NotCommitted, Transactions, Unsure, is_conflict, is_lost, refuse_end
 from .transactional import is_asynchronous, is_giver
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class Opened:
         except DBAPIError as error:
             raise NotCommitted(error, conflict=False) from error
         self._root = connection.get_transaction()
+        event.listen(connection, "before_cursor_execute", _before_execute)
 
     def _give(self, giver: Any) -> tuple[Any, Session | None]:
         if giver is Connection:
@@ -156,6 +157,10 @@ class AsyncOpened(Opened):
             if time.monotonic() < self._deadline:
                 raise  # its own
             raise self._transactions.too_late() from None
+
+
+def _before_execute(connection: Connection, cursor: Any, statement: str, *rest: Any) -> None:
+    refuse_end(statement)
 
 
 def _binds(giver: Any) -> dict[str, Any]:

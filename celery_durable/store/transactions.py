@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -19,7 +20,7 @@ from .database import Database
 from .journal import Journal
 from .records import Batch
 
-__all__ = ["NotCommitted", "Transactions", "Unsure", "is_conflict", "is_lost"]
+__all__ = ["NotCommitted", "Transactions", "Unsure", "is_conflict", "is_lost", "refuse_end"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,13 @@ _MYSQL_CODES: Final = frozenset({1205, 1213, 1020})
 _SQLITE_CODES: Final = frozenset({5, 6})
 #: PostgreSQL takes no statement any more after an error that somebody has swallowed.
 _IN_FAILED_TRANSACTION: Final = "25P02"
+#: Statements that end a transaction, or begin another one in its place; those of savepoints are none.
+_END: Final = re.compile(
+    r"(?:\s|--[^\n]*\n|/\*(?:[^*]|\*(?!/))*\*/)*"
+    r"(commit|end|abort|rollback(?!\s+(?:(?:work|transaction)\s+)?to\b)"
+    r"|begin(?!\s+not\b)|start\s+transaction|prepare\s+transaction)\b",
+    re.IGNORECASE,
+)
 
 
 class NotCommitted(Exception):
@@ -212,6 +220,20 @@ def _patient(database: Database, timeout: float) -> str:
         idle = f"-c idle_in_transaction_session_timeout={int(timeout * 1000)}"
         url = url.update_query_dict({"options": f"{database._given('options')} {idle}".strip()})
     return url.render_as_string(hide_password=False)
+
+
+def refuse_end(statement: Any) -> None:
+    """Look at a statement of the operation's before it is executed.
+
+    :raises TransactionMisused: when it would end the transaction, behind the back of whoever began it.
+    """
+    end = _END.match(statement) if isinstance(statement, str) else None
+    if end:
+        raise TransactionMisused(
+            f"the operation of a transactional step must neither commit nor roll back, and {end[1].upper()} would: its "
+            "rows and the step's journal entry are committed together when it returns. To undo what it did, let it "
+            "raise an exception."
+        )
 
 
 # -- errors of three databases ------------------------------------------------------------------------------------

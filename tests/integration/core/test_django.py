@@ -170,9 +170,20 @@ def undo() -> None:
     transaction.set_rollback(True)
 
 
+def in_sql(statement: str) -> Callable[[], None]:
+    def end() -> None:
+        Order.objects.create(number=1)
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+
+    return end
+
+
 MISUSES: dict[str, Callable[[], Any]] = {
     "rolls back": undo,
     "swallows": careless,
+    "commits in SQL": in_sql("COMMIT"),
+    "rolls back in SQL": in_sql("ROLLBACK"),
 }
 
 

@@ -200,6 +200,11 @@ MISUSES: dict[str, Callable[[Any], Any]] = {
     "rolls back": lambda session: (open_account(session, 1), session.rollback()),
     "closes": lambda session: (open_account(session, 1), session.close()),
     "rolls back and goes on": lambda session: (session.rollback(), open_account(session, 1), session.flush()),
+    "commits in SQL": lambda session: (open_account(session, 1), session.flush(), session.execute(sa.text("COMMIT"))),
+    "rolls back in SQL": lambda session: (
+        session.execute(sa.text("/* not a savepoint */ rollback")),
+        open_account(session, 1),
+    ),
 }
 
 
