@@ -147,7 +147,7 @@ class StepDescriptor:
         *,
         session: Giver | None = None,
         isolation: Isolation | None = None,
-        tries: int = 5,
+        tries: int = 10,
         retry: Retry | None = None,
         fingerprint: Callable[..., Any] | None = None,
         compensate: Callable[..., Any] | None = None,

@@ -75,7 +75,7 @@ class Transactional:
     #: The transaction's isolation level; ``None``: READ COMMITTED. SQLite is always serializable.
     isolation: Isolation | None = None
     #: How often the operation is run at most, where the database undoes it because of another transaction.
-    tries: int = 5
+    tries: int = 10
 
     def __post_init__(self) -> None:
         given: Any = self.session
@@ -101,7 +101,7 @@ class DjangoTransactional:
     #: The database alias.
     using: str
     #: How often the operation is run at most, where the database undoes it because of another transaction.
-    tries: int = 5
+    tries: int = 10
 
     def __post_init__(self) -> None:
         using: Any = self.using
@@ -129,19 +129,19 @@ def check_operation(name: str, how: AnyTransactional | None, op: Any) -> None:
 
 @overload
 def transactional(
-    *, session: Giver | None = None, isolation: Isolation | None = None, tries: int = 5
+    *, session: Giver | None = None, isolation: Isolation | None = None, tries: int = 10
 ) -> Transactional: ...
 
 
 @overload
-def transactional(*, using: str, tries: int = 5) -> DjangoTransactional: ...
+def transactional(*, using: str, tries: int = 10) -> DjangoTransactional: ...
 
 
 def transactional(
     *,
     session: Giver | None = None,
     isolation: Isolation | None = None,
-    tries: int = 5,
+    tries: int = 10,
     using: str | None = None,
 ) -> AnyTransactional:
     """Mark a step whose writes go to the journal's own database: ``@step(effect=transactional())``.

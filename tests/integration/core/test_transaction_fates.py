@@ -30,6 +30,12 @@ notes = sa.Table(
     "shop_note", accounts.metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("what", sa.String(40))
 )
 
+#: The databases' own words for a conflict, without the wait for a real one.
+CONFLICTS = {
+    "postgresql": "DO $$ BEGIN RAISE EXCEPTION 'conflict' USING ERRCODE = '40001'; END $$",
+    "mysql": "SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213, MESSAGE_TEXT = 'conflict'",
+}
+
 
 @pytest.fixture
 def open_lab(database: JournalDatabase, make_lab: Callable[..., Lab]) -> Callable[..., Lab]:
@@ -122,16 +128,11 @@ def test_a_dead_lock_has_one_of_the_two_run_again(database: JournalDatabase, ope
 def test_a_conflict_that_stays_is_the_steps_error(database: JournalDatabase, open_lab: Callable[..., Lab]) -> None:
     lab = open_lab()
     runs = []
-    # The database's own words for it, without the wait for a real one.
-    statement = {
-        "postgresql": "DO $$ BEGIN RAISE EXCEPTION 'conflict' USING ERRCODE = '40001'; END $$",
-        "mysql": "SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213, MESSAGE_TEXT = 'conflict'",
-    }[database.kind]
 
     def unlucky(connection: Connection) -> None:
         runs.append(1)
         note(connection, "undone")
-        connection.exec_driver_sql(statement)
+        connection.exec_driver_sql(CONFLICTS[database.kind])
 
     def body(context: DurableContext) -> str:
         try:
@@ -144,6 +145,23 @@ def test_a_conflict_that_stays_is_the_steps_error(database: JournalDatabase, ope
     assert len(runs) == 3
     assert noted(database) == []
     assert lab.entries() == ["0 ERROR unlucky"]
+
+
+@servers
+def test_somebody_who_is_always_quicker_does_not_fail_it_soon(
+    database: JournalDatabase, open_lab: Callable[..., Lab]
+) -> None:
+    """Of two who take turns without a pause, each loses every other time: five tries are lost by one in thirty."""
+    lab = open_lab()
+    runs = []
+
+    def unlucky(connection: Connection) -> int:
+        runs.append(1)
+        if len(runs) < 10:
+            connection.exec_driver_sql(CONFLICTS[database.kind])
+        return len(runs)
+
+    assert lab.run(lambda context: context.transaction(unlucky)) == 10
 
 
 @pytest.mark.databases("sqlite")
