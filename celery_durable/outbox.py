@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session
 
 from . import django_orm, starting
@@ -26,7 +25,7 @@ from .runtime import Runtime
 from .signature import is_empty_chain
 from .store.outbox import IdTaken, Published, Unsent, forget, insert, present
 from .store.records import StoredPayload
-from .store.same import verify_same
+from .store.same import connection_of, verify_same
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -111,7 +110,7 @@ def enqueue(
     if alias is not None:
         joined = DjangoJoined(alias, runtime)
     else:
-        connection = _connection_of(where)
+        connection = connection_of(where)
         verify_same(connection, runtime.database)
         joined = connection.__dict__.get(_JOINED) or _Joined(connection)
     if app.conf.task_always_eager:
@@ -151,8 +150,12 @@ def storable(app: Celery, runtime: Runtime, stashes: Iterable[Stash]) -> list[tu
     return found
 
 
-def send_committed(messages: Iterable[Waiting]) -> None:
-    """Send what was recorded and is committed. What cannot be sent now is left to recovery; nothing is raised."""
+def send_committed(messages: Iterable[Waiting]) -> bool:
+    """Send what was recorded and is committed. What cannot be sent now is left to recovery; nothing is raised.
+
+    :returns: False where the broker did not take it.
+    """
+    taken = True
     by_app: dict[int, list[Waiting]] = {}
     for message in messages:
         by_app.setdefault(id(message.app), []).append(message)
@@ -174,6 +177,7 @@ def send_committed(messages: Iterable[Waiting]) -> None:
                         sent.append(message.pk)
             reached("enqueue.after_send")
         except Exception as error:
+            taken = False
             logger.warning(
                 "%d message(s) are recorded and could not be sent at once (%s: %s); recovery sends them",
                 len(group),
@@ -184,6 +188,7 @@ def send_committed(messages: Iterable[Waiting]) -> None:
             runtime.outbox.sent(sent)
         except Exception as error:
             logger.warning("%d message(s) were sent and may be sent once more: %s", len(sent), error)
+    return taken
 
 
 def _expect(app: Celery, producer: Any, stash: Stash) -> None:
@@ -264,6 +269,15 @@ class _Joined:
         return kept
 
 
+class _Hooks:
+    """The hooks of one commit of Django's, each of which sends what was enqueued together."""
+
+    def __init__(self) -> None:
+        self.begun = False
+        #: Applications whose broker did not take what an earlier hook had: the others need not wait for it, too.
+        self.in_vain: set[Celery] = set()
+
+
 class DjangoJoined:
     """What is to be sent at the commit of Django's transaction of this thread.
 
@@ -289,7 +303,8 @@ class DjangoJoined:
             for pk, (stash, row) in zip(keys, rows, strict=True)
         ]
         # Savepoints that are rolled back take their hooks with them.
-        django_orm.on_commit(self._alias, lambda: self._committed(waiting))
+        hooks = self._hooks()
+        django_orm.on_commit(self._alias, lambda: self._committed(app, waiting, hooks))
 
     def run_at_commit(
         self, runtime: Runtime, what: Sendable, args: Any, kwargs: Any, options: dict[str, Any]
@@ -299,8 +314,18 @@ class DjangoJoined:
         django_orm.on_commit(self._alias, lambda: _run_eagerly(run))
         return result
 
-    def _committed(self, waiting: list[Waiting]) -> None:
+    def _hooks(self) -> _Hooks:
+        kept = django_orm.Borrowed(self._alias).wrapper.__dict__
+        if _JOINED not in kept or kept[_JOINED].begun:
+            kept[_JOINED] = _Hooks()
+        return kept[_JOINED]  # type: ignore[no-any-return]
+
+    def _committed(self, app: Celery, waiting: list[Waiting], hooks: _Hooks) -> None:
         reached("enqueue.after_commit")
+        hooks.begun = True
+        if app in hooks.in_vain:
+            logger.warning("%d more message(s) are recorded; recovery sends them", len(waiting))
+            return
         durable = [message.pk for message in waiting if message.durable]
         plain = [message.pk for message in waiting if not message.durable]
         try:
@@ -309,7 +334,8 @@ class DjangoJoined:
         except Exception as error:
             logger.warning("messages that are recorded are left to recovery: %s", error)
             return
-        send_committed([message for message in waiting if message.pk in kept])
+        if not send_committed([message for message in waiting if message.pk in kept]):
+            hooks.in_vain.add(app)
 
 
 def _record(connection: Any, app: Celery, runtime: Runtime, rows: list[Published | Unsent], after: int) -> list[int]:
@@ -346,36 +372,3 @@ def _app_of(what: Any) -> Celery:
         )
     app = what.app
     return app._get_current_object() if hasattr(app, "_get_current_object") else app  # type: ignore[no-any-return]
-
-
-def _connection_of(where: Any) -> Connection:
-    """The connection of what the caller has.
-
-    :raises ConfigurationError: where it has no transaction that could be joined.
-    """
-    if isinstance(where, scoped_session):
-        where = where()
-    if hasattr(where, "run_sync"):
-        name = "connection" if hasattr(where, "sync_connection") else "session"
-        raise ConfigurationError(
-            f"enqueue() cannot wait for {type(where).__name__}; write: await {name}.run_sync(enqueue, task, (1, 2))."
-        )
-    if isinstance(where, Session):
-        try:
-            where = where.connection()
-        except UnboundExecutionError as error:
-            raise ConfigurationError(
-                "this session has several databases; give enqueue() the connection of the journal's: "
-                "session.connection(bind_arguments={'mapper': ...})."
-            ) from error
-    if not isinstance(where, Connection):
-        raise ConfigurationError(
-            f"enqueue() takes an SQLAlchemy Session or Connection, or django.db.connection, first, not {where!r}."
-        )
-    default = getattr(where.dialect, "_on_connect_isolation_level", None)
-    if where.get_execution_options().get("isolation_level", default) == "AUTOCOMMIT":
-        raise ConfigurationError(
-            "this connection is in autocommit mode: it has no transaction that enqueue() could join. Use apply_async, "
-            "or a connection with transactions."
-        )
-    return where

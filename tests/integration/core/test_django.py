@@ -433,6 +433,37 @@ def test_recovery_sends_what_the_process_did_not(shop: Shop, monkeypatch: pytest
 
 @memory
 @ways
+def test_a_broker_that_is_down_is_waited_for_once(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Django has a hook for each call; each would wait for the broker anew, and with it whoever committed."""
+    tried = []
+
+    def down(*_: Any) -> Any:
+        tried.append(1)
+        raise OSError("refused")
+
+    monkeypatch.setattr("celery_durable.outbox.past_outbox", down)
+    send = joined(shop)
+    for times in (1, 2):
+        with transaction.atomic():
+            for number in range(3):
+                send(shop.plain if number else shop.durable, (number,))
+        assert len(tried) == times
+    assert caplog.messages[-3:] == [
+        "1 message(s) are recorded and could not be sent at once (OSError: refused); recovery sends them",
+        *["1 more message(s) are recorded; recovery sends them"] * 2,
+    ]
+    monkeypatch.undo()
+    with transaction.atomic():
+        send(shop.plain, ("up again",))
+    assert shop.sent() == [("plain", ["up again"])]
+    shop.recover()
+    assert sorted(args for _, args in shop.sent()) == [[0], [0], [1], [1], [2], [2]]
+
+
+@memory
+@ways
 def test_canvas_and_known_ids(shop: Shop) -> None:
     with transaction.atomic():
         if shop.app.conf.get("durable_outbox_using"):
