@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from .effects import Effect
 from .errors import ReplayDivergence
@@ -17,7 +17,19 @@ from .store.records import EntryKind, Journaled
 if TYPE_CHECKING:
     from .scope import ScopeState
 
-__all__ = ["check_scope", "check_step", "check_wait", "leftover", "source_line", "unexpected"]
+__all__ = [
+    "MOST_GENERATIONS",
+    "check_scope",
+    "check_step",
+    "check_wait",
+    "endless",
+    "leftover",
+    "source_line",
+    "unexpected",
+]
+
+#: After so many, somebody has to look: a body that waits, and varies each time, would begin anew for ever.
+MOST_GENERATIONS: Final = 100
 
 #: Stable codes, also in the docs.
 NAME = "CD101"
@@ -145,6 +157,14 @@ def leftover(execution_id: str, place: str, rows: Sequence[Journaled], what: str
     """The body, or a branch, ended before a recorded step."""
     return _divergence(
         UNREACHED, execution_id, place, "a recorded step was never reached", recorded(rows), f"the end of {what}", None
+    )
+
+
+def endless(last: ReplayDivergence) -> str:
+    """Why an execution does not begin anew once more."""
+    return (
+        f"its body has begun anew {MOST_GENERATIONS} times, because each time it asks for other steps than before. "
+        f"Mend it, then resume the execution. The last time:\n{last}"
     )
 
 

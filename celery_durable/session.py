@@ -32,6 +32,7 @@ from .context import DurableContext
 from .control import Leave, Park, Undoing
 from .coroutines import run_to_end
 from .current import active, operation
+from .divergence import MOST_GENERATIONS, endless
 from .ending import Ending
 from .errors import (
     AmbiguousEffect,
@@ -378,6 +379,11 @@ class Session:
             # What was buffered after the last agreed step belongs to no generation.
             kept = Batch(batch.fence, batch.generation, ())
             generation = self.runtime.ownership.restart(kept, run.abort_entry(str(error)))
+            if (generation - run.opened.base_generation) % MOST_GENERATIONS == 0:
+                # Resumed, it goes on in the new one, for which there is a fresh count.
+                run.sticky = None
+                self.ending.park(run, State.QUARANTINED, endless(error))
+                raise Ignore
         except LeaseLost as lost:
             logger.warning("%s[%s]: %s", self.task.name, self.request.id, lost)
             raise Ignore from lost

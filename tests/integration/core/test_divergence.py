@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from celery_durable import DurableContext, Effect, StepDescriptor, step
+from celery_durable import DurableContext, Effect, Intent, OnAmbiguous, StepDescriptor, step
 from celery_durable.identity import fingerprint, short
 from celery_durable.store.records import EntryKind, State
+from tests.support.delivery import Delivery, Left
 from tests.support.lab import Crash, Lab, everywhere, readable
 
 Body = Callable[[Any], Any]
@@ -316,6 +318,53 @@ def test_a_parked_divergence_goes_on_in_its_generation_with_the_old_body(make_la
     assert lab.run(then) == "done"
     assert lab.ledger.count("op") == 1
     assert lab.execution().generation == 1
+
+
+@everywhere
+def test_a_body_that_diverges_time_and_again_is_left_to_an_operator(
+    lab: Lab, deliver: Delivery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that waits, and varies, would begin anew with each wake-up, for ever."""
+    monkeypatch.setattr("celery_durable.session.MOST_GENERATIONS", 3)
+    monkeypatch.setattr("celery_durable.divergence.MOST_GENERATIONS", 3)
+    runs = itertools.count()
+
+    def varies(ctx: DurableContext) -> None:
+        charge_once(ctx)
+        ctx.step("look", str, next(runs))
+        ctx.sleep(5)
+
+    def charge_once(ctx: DurableContext) -> None:
+        ctx.step(StepDescriptor.guarded("charge", Intent.MONEY_MOVING, on_ambiguous=OnAmbiguous.RERUN), charge)
+
+    def mended(ctx: DurableContext) -> str:
+        charge_once(ctx)
+        ctx.sleep(5)
+        return "done"
+
+    def wake() -> None:
+        deliver.elapse(5)
+        assert deliver.due() == ["one"]
+
+    charge = lab.operation("charge")
+    deliver.suspends(varies)
+    for generation, then in ((4, varies), (7, mended)):
+        for _ in range(2):
+            wake()
+            deliver.suspends(varies)
+        wake()
+        with pytest.raises(Left, match="quarantined"):
+            deliver(varies)
+        assert lab.execution().generation == generation
+        reason = str(lab.reason())
+        assert reason.startswith("its body has begun anew 3 times, because each time it asks for other steps than ")
+        assert "[CD104] execution one diverged from its journal at position 1" in reason
+        lab.operations.resume("one")
+        assert deliver.due() == ["one"]
+        deliver.suspends(then)
+    wake()
+    assert deliver(mended) == "done"
+    assert lab.ledger.count("charge") == 1
 
 
 def test_the_source_line_is_the_users_also_for_decorated_steps(make_lab: Callable[..., Lab]) -> None:
