@@ -218,11 +218,13 @@ def _position(source: Execution, found: Timeline, from_step: int | str) -> int:
 
 
 def _named(source: Execution, found: Timeline, name: str) -> int:
-    places = [item.position for item in _items(found) if item.name == name]
+    named = [item for item in _items(found) if item.name == name]
+    places = [item.position for item in named]
     if not places:
         raise _unknown(source, found, f"no step is named {name!r}")
     if len(places) > 1:
-        raise _unknown(source, found, f"{len(places)} steps are named {name!r}: say which by its position", name)
+        what = "steps" if all(isinstance(item, timeline.Step) for item in named) else "places"
+        raise _unknown(source, found, f"{len(places)} {what} are named {name!r}: say which by its position", name)
     if "/" in places[0]:
         raise _in_branch(source, places[0])
     return int(places[0])

@@ -19,6 +19,7 @@ from celery_durable import (
     PromiseSettled,
     PromiseTimeout,
     State,
+    UnknownStep,
     WrongToken,
 )
 from celery_durable import rerun as reruns
@@ -87,6 +88,28 @@ def prune(lab: Lab, *ids: str) -> None:
     lab.sql(sa.update(executions).where(executions.c.pk.in_(pks)).values(wake_at=None))
     rows = [row for row in store.look(0, new_pk(), 100) if row.pk in pks]
     assert sorted(store.prune(rows)) == sorted(pks)
+
+
+# -- where it begins ----------------------------------------------------------------------------------------------
+
+
+def test_a_promise_and_its_wait_have_one_name_and_are_told_apart_by_their_positions(
+    lab: Lab, deliver: Delivery
+) -> None:
+    body = Approval(lab)
+    begin(lab, body)
+    with pytest.raises(UnknownStep) as told:
+        rerun(lab, "two", from_step="approval")
+    assert told.value.message == (
+        "2 places are named 'approval': say which by its position. The steps of execution one:\n"
+        "  0  approval (promise)\n"
+        "  3  approval (wait)"
+    )
+    for position, shares in ((0, False), (3, True)):
+        new = f"from {position}"
+        rerun(lab, new, from_step=position)
+        deliver.suspends(body, id=new)
+        assert ((body.made[-1].id, body.made[-1].token) == body.key) is shares
 
 
 # -- who hears of it ----------------------------------------------------------------------------------------------
