@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import random
 import re
 import time
@@ -32,6 +33,8 @@ _LONGEST_PAUSE: Final = 0.5
 _SQLSTATES: Final = frozenset({"40001", "40P01"})
 #: Lock wait time-out, dead-lock, and (MariaDB) a record that changed since it was read.
 _MYSQL_CODES: Final = frozenset({1205, 1213, 1020})
+#: Drivers that say something to MySQL or MariaDB when they connect.
+_INIT_COMMANDS: Final = frozenset({"pymysql", "mysqldb"})
 #: SQLITE_BUSY and SQLITE_LOCKED.
 _SQLITE_CODES: Final = frozenset({5, 6})
 #: PostgreSQL takes no statement any more after an error that somebody has swallowed.
@@ -214,11 +217,17 @@ class Transactions:
 
 
 def _patient(database: Database, timeout: float) -> str:
-    """The URL for connections of operations: on PostgreSQL, one whose process is stopped loses its locks at last."""
+    """The URL for connections of operations. On PostgreSQL and MariaDB, a process that stands still loses its locks at
+    last; MySQL knows no such thing.
+    """
     url = database.url
     if database.dialect == "postgresql":
         idle = f"-c idle_in_transaction_session_timeout={int(timeout * 1000)}"
         url = url.update_query_dict({"options": f"{database._given('options')} {idle}".strip()})
+    elif url.get_driver_name() in _INIT_COMMANDS and "init_command" not in url.query:
+        # A comment for MySQL, which must be given a statement all the same.
+        idle = f"SET @celery_durable = 1 /*M!100300 , SESSION idle_transaction_timeout = {math.ceil(timeout)} */"
+        url = url.update_query_dict({"init_command": idle})
     return url.render_as_string(hide_password=False)
 
 

@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from celery_durable import DurableContext, JournalUnavailable, StepDescriptor, TransactionTimeout
 from tests.support.databases import JournalDatabase
@@ -293,15 +294,39 @@ def test_an_operation_may_take_longer_than_a_commit_of_the_journal(
     assert noted(database) == ["slow"]
 
 
-@pytest.mark.databases("postgresql")
-def test_the_locks_of_a_process_that_was_stopped_are_let_go_at_last(open_lab: Callable[..., Lab]) -> None:
+@servers
+def test_the_locks_of_a_process_that_was_stopped_are_let_go_at_last(
+    database: JournalDatabase, open_lab: Callable[..., Lab]
+) -> None:
+    if database.version.startswith("MySQL"):
+        pytest.skip("MySQL has no time-out for transactions that stand still")
     lab = open_lab(durable_transaction_timeout=7.0)
-    query = "SELECT current_setting('idle_in_transaction_session_timeout')"
+    query = {
+        "postgresql": "SELECT current_setting('idle_in_transaction_session_timeout')",
+        "mysql": "SELECT CONCAT(@@SESSION.idle_transaction_timeout, 's')",
+    }[database.kind]
 
     def ask(connection: Connection) -> Any:
         return connection.exec_driver_sql(query).scalar()
 
-    assert lab.run(lambda context: context.transaction(ask)) == "7s"
+    async def ask_async(connection: AsyncConnection) -> Any:
+        return (await connection.exec_driver_sql(query)).scalar()
+
+    async def body(context: DurableContext) -> list[Any]:
+        return [context.transaction(ask), await context.transaction(ask_async)]
+
+    assert lab.run(body) == ["7s", "7s"]
+
+
+@pytest.mark.databases("mysql")
+def test_what_the_url_says_to_the_server_is_still_said(database: JournalDatabase, open_lab: Callable[..., Lab]) -> None:
+    url = sa.make_url(database.url).update_query_dict({"init_command": "SET @mine = 5"})
+    lab = open_lab(durable_database_url=url.render_as_string(hide_password=False))
+
+    def ask(connection: Connection) -> Any:
+        return connection.exec_driver_sql("SELECT @mine").scalar()
+
+    assert lab.run(lambda context: context.transaction(ask)) == 5
 
 
 @pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
