@@ -80,7 +80,8 @@ def _connection(alias: str) -> Any:
     try:
         return connections[alias]
     except ConnectionDoesNotExist as error:
-        raise ConfigurationError(f"{alias!r} is no alias of Django's DATABASES.") from error
+        known = ", ".join(repr(one) for one in connections)
+        raise ConfigurationError(f"{alias!r} is no alias of Django's DATABASES, which are {known}.") from error
 
 
 def verify_alias(alias: str, database: Database) -> None:

@@ -185,8 +185,13 @@ def _joins(app: Celery, stash: Stash) -> bool:
     """Whether the message was recorded in the open transaction of Django's."""
     runtime = Runtime.of(app)
     using = runtime.settings.outbox_using
-    if using is None or not in_atomic(using):
+    if using is None:
         return False
+    try:
+        if not in_atomic(using):
+            return False
+    except ConfigurationError as error:
+        raise ConfigurationError(f"durable_outbox_using: {error.message}") from error
     from .outbox import DjangoJoined
 
     DjangoJoined(using, runtime).add(app, runtime, [stash])
