@@ -1,4 +1,8 @@
-"""Connects an app's workers and publishers to the journal. Binding the first durable task does it."""
+"""Connects an app's workers and publishers to the journal.
+
+Binding the first durable task does it, or the first message of an app with settings of ours: Celery binds tasks when
+they are used, and a message of another task may have to join a transaction before that.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from celery import signals, states
+from celery.app.amqp import AMQP
 from celery.exceptions import Ignore, Reject
 
 from . import envelope as envelopes
@@ -17,6 +22,7 @@ from .errors import JournalUnavailable
 from .faults import reached
 from .publish import is_durable, wrap_sender
 from .runtime import Runtime
+from .settings import is_configured
 from .worker.control import control_of
 from .worker.step import DurableStep
 
@@ -58,6 +64,17 @@ def _wrap_amqp(app: Celery) -> None:
         return
     create = amqp._create_task_sender
     amqp._create_task_sender = lambda: wrap_sender(app, create())
+
+
+def _before_first_message(amqp: Any) -> Any:
+    if real(amqp.app) not in _installed and is_configured(amqp.app):
+        install(amqp.app)
+        return amqp._create_task_sender()
+    return _create_task_sender(amqp)
+
+
+_create_task_sender: Any = AMQP._create_task_sender  # type: ignore[attr-defined]
+AMQP._create_task_sender = _before_first_message  # type: ignore[attr-defined]
 
 
 @signals.task_postrun.connect(weak=False, dispatch_uid="celery_durable.postrun")

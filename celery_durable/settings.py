@@ -19,7 +19,7 @@ from .store.urls import parse_url
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["PREFIX", "Settings", "is_made_up", "load", "names_journal"]
+__all__ = ["PREFIX", "Settings", "is_configured", "is_made_up", "load", "names_journal"]
 
 PREFIX: Final = "durable_"
 
@@ -190,6 +190,11 @@ def is_made_up(app: Celery) -> bool:
     theirs = _state.default_app  # type: ignore[attr-defined]
     # A program gives its application fix-ups, or leaves it to Celery which; this one is made with none.
     return made is theirs and made.main == "default" and made.fixups == []
+
+
+def is_configured(app: Celery) -> bool:
+    """Whether an application has any setting of ours."""
+    return bool(_given(app))
 
 
 def names_journal(app: Celery) -> bool:

@@ -492,6 +492,28 @@ def test_outside_atomic(shop: Shop) -> None:
 
 
 @memory
+@pytest.mark.parametrize("shop", [{"durable_outbox_using": "default"}], indirect=True)
+@pytest.mark.parametrize("send", [lambda shop: shop.plain.delay(1), lambda shop: shop.app.send_task("plain", (1,))])
+def test_the_first_message_of_a_process_joins_too(shop: Shop, send: Callable[[Shop], Any]) -> None:
+    """Celery has bound no durable task by then: it binds tasks when they are used."""
+    with transaction.atomic():
+        send(shop)
+        assert shop.unsent() == 0  # seen from elsewhere
+        transaction.set_rollback(True)
+    assert (shop.rows(), shop.sent()) == ([], [])
+
+
+@memory
+@pytest.mark.parametrize("shop", [{"durable_outbox_using": "nowhere"}], indirect=True)
+def test_the_setting_is_named_where_its_alias_is_unknown(shop: Shop) -> None:
+    with pytest.raises(ConfigurationError) as told:
+        shop.plain.delay(1)
+    assert told.value.message == (
+        "durable_outbox_using: 'nowhere' is no alias of Django's DATABASES, which are 'default'."
+    )
+
+
+@memory
 @pytest.mark.databases("postgresql")
 def test_a_commit_that_the_server_answers_with_a_rollback_sends_nothing(shop: Shop) -> None:
     with transaction.atomic():
