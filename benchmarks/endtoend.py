@@ -38,6 +38,8 @@ class Kind(NamedTuple):
 
 PLAIN_TASK = "plain task"
 BARE_TASK = "plain task with one bare commit"
+#: Pool processes of the workers that are measured.
+FEW, MANY = 2, 4
 
 
 def durable(steps: int) -> str:
@@ -53,11 +55,7 @@ KINDS = (
 )
 
 
-#: Pool processes of the workers that are measured.
-FEW, MANY = 2, 4
-
-
-def rate(kind: str, processes: int = FEW) -> str:
+def rate(kind: str, processes: int) -> str:
     """Name of the figure: tasks per second from a full queue."""
     return f"{kind}, {processes} pool processes, tasks/s"
 
