@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from .scope import ScopeState
 
 __all__ = [
-    "MOST_GENERATIONS",
     "check_scope",
     "check_step",
     "check_wait",
@@ -29,7 +28,7 @@ __all__ = [
 ]
 
 #: After so many, somebody has to look: a body that waits, and varies each time, would begin anew for ever.
-MOST_GENERATIONS: Final = 100
+_MOST_GENERATIONS: Final = 100
 
 #: Stable codes, also in the docs.
 NAME = "CD101"
@@ -160,10 +159,15 @@ def leftover(execution_id: str, place: str, rows: Sequence[Journaled], what: str
     )
 
 
-def endless(last: ReplayDivergence) -> str:
-    """Why an execution does not begin anew once more."""
+def endless(begun: int, last: ReplayDivergence) -> str | None:
+    """Why an execution that has begun anew so many times does not once more; None where it does.
+
+    Whoever resumes it gives it as many again.
+    """
+    if begun % _MOST_GENERATIONS:
+        return None
     return (
-        f"its body has begun anew {MOST_GENERATIONS} times, because each time it asks for other steps than before. "
+        f"its body has begun anew {_MOST_GENERATIONS} times, because each time it asks for other steps than before. "
         f"Mend it, then resume the execution. The last time:\n{last}"
     )
 

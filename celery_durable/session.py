@@ -32,7 +32,7 @@ from .context import DurableContext
 from .control import Leave, Park, Undoing
 from .coroutines import run_to_end
 from .current import active, operation
-from .divergence import MOST_GENERATIONS, endless
+from .divergence import endless
 from .ending import Ending
 from .errors import (
     AmbiguousEffect,
@@ -370,20 +370,16 @@ class Session:
         """
         try:
             if self.runtime.settings.on_divergence == "park":
-                run.sticky = None
                 # The generation is not aborted: a resumed execution goes on in it.
-                self.ending.park(run, State.QUARANTINED, str(error))
-                raise Ignore
+                raise self._quarantined(run, str(error))
             logger.warning("%s\n  The body starts anew in generation %d.", error, run.generation + 1)
             batch = self.runtime.writer.drain(run.buffer)
             # What was buffered after the last agreed step belongs to no generation.
             kept = Batch(batch.fence, batch.generation, ())
             generation = self.runtime.ownership.restart(kept, run.abort_entry(str(error)))
-            if (generation - run.opened.base_generation) % MOST_GENERATIONS == 0:
-                # Resumed, it goes on in the new one, for which there is a fresh count.
-                run.sticky = None
-                self.ending.park(run, State.QUARANTINED, endless(error))
-                raise Ignore
+            reason = endless(generation - run.opened.base_generation, error)
+            if reason is not None:
+                raise self._quarantined(run, reason)
         except LeaseLost as lost:
             logger.warning("%s[%s]: %s", self.task.name, self.request.id, lost)
             raise Ignore from lost
@@ -395,6 +391,11 @@ class Session:
             postpone(self, unavailable)
             raise Ignore from unavailable
         return dataclasses.replace(run.opened, generation=generation, resumed=False)
+
+    def _quarantined(self, run: Run, reason: str) -> Ignore:
+        run.sticky = None
+        self.ending.park(run, State.QUARANTINED, reason)
+        return Ignore()
 
 
 _WHY = {

@@ -325,8 +325,7 @@ def test_a_body_that_diverges_time_and_again_is_left_to_an_operator(
     lab: Lab, deliver: Delivery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that waits, and varies, would begin anew with each wake-up, for ever."""
-    monkeypatch.setattr("celery_durable.session.MOST_GENERATIONS", 3)
-    monkeypatch.setattr("celery_durable.divergence.MOST_GENERATIONS", 3)
+    monkeypatch.setattr("celery_durable.divergence._MOST_GENERATIONS", 3)
     runs = itertools.count()
 
     def varies(ctx: DurableContext) -> None:
