@@ -17,7 +17,7 @@ from .errors import AmbiguityPolicyRequired, ConfigurationError
 from .replay import CODE_OF_EFFECT
 from .retry import Retry
 from .store.records import EffectCode
-from .transactional import AnyTransactional, DjangoTransactional, Giver, Isolation, Transactional, transactional
+from .transactional import TRIES, AnyTransactional, DjangoTransactional, Giver, Isolation, Transactional, transactional
 from .transactional import check_operation as check_transaction
 
 __all__ = ["Step", "StepDescriptor", "StepRecord", "check_name", "describe", "return_types", "step"]
@@ -147,7 +147,7 @@ class StepDescriptor:
         *,
         session: Giver | None = None,
         isolation: Isolation | None = None,
-        tries: int = 10,
+        tries: int = TRIES,
         retry: Retry | None = None,
         fingerprint: Callable[..., Any] | None = None,
         compensate: Callable[..., Any] | None = None,
