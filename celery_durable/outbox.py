@@ -20,12 +20,13 @@ from .capture import capturing, expect_result
 from .errors import ConfigurationError
 from .faults import reached
 from .install import install
+from .joinable import connection_of
 from .publish import Stash, is_durable, past_outbox
 from .runtime import Runtime
 from .signature import is_empty_chain
 from .store.outbox import IdTaken, Published, Unsent, forget, insert, present
 from .store.records import StoredPayload
-from .store.same import connection_of, verify_same
+from .store.same import verify_same
 
 if TYPE_CHECKING:
     from celery import Celery

@@ -9,13 +9,12 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.orm import Session, scoped_session
 
 from ..errors import ConfigurationError, SchemaError
 from . import migrations
 from .database import Database
 
-__all__ = ["IDENTITY", "connection_of", "different", "file_of", "told", "verify_same"]
+__all__ = ["IDENTITY", "different", "file_of", "told", "verify_same"]
 
 #: Dialect -> what tells a database from every other one: the server that runs, the database in it, and, where names
 #: are looked up in several schemas, the journal's table.
@@ -34,39 +33,6 @@ def told(row: Any) -> tuple[str, ...]:
     """The answer to :data:`IDENTITY`, to be compared."""
     words = tuple("" if word is None else str(word) for word in row)
     return (os.path.realpath(words[0]) if words[0] else "",) if len(words) == 1 else words
-
-
-def connection_of(where: Any) -> Connection:
-    """The connection of what the caller has.
-
-    :raises ConfigurationError: where it has no transaction that could be joined.
-    """
-    if isinstance(where, scoped_session):
-        where = where()
-    if hasattr(where, "run_sync"):
-        name = "connection" if hasattr(where, "sync_connection") else "session"
-        raise ConfigurationError(
-            f"enqueue() cannot wait for {type(where).__name__}; write: await {name}.run_sync(enqueue, task, (1, 2))."
-        )
-    if isinstance(where, Session):
-        try:
-            where = where.connection()
-        except exc.UnboundExecutionError as error:
-            raise ConfigurationError(
-                "this session has several databases; give enqueue() the connection of the journal's: "
-                "session.connection(bind_arguments={'mapper': ...})."
-            ) from error
-    if not isinstance(where, Connection):
-        raise ConfigurationError(
-            f"enqueue() takes an SQLAlchemy Session or Connection, or django.db.connection, first, not {where!r}."
-        )
-    default = getattr(where.dialect, "_on_connect_isolation_level", None)
-    if where.get_execution_options().get("isolation_level", default) == "AUTOCOMMIT":
-        raise ConfigurationError(
-            "this connection is in autocommit mode: it has no transaction that enqueue() could join. Use apply_async, "
-            "or a connection with transactions."
-        )
-    return where
 
 
 def verify_same(connection: Connection, database: Database) -> None:
