@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from .backends import Backend, Missing, address
 from .servers import OwnMariaDB, OwnPostgreSQL, OwnServer, ServerFailed
 
-__all__ = ["FINDERS", "JournalDatabase"]
+__all__ = ["FINDERS", "JournalDatabase", "new_database"]
 
 
 class JournalDatabase:
@@ -101,30 +101,24 @@ class _Server:
                 return text.split()[1]
         return f"MariaDB {text.split('-')[0]}" if "MariaDB" in text else f"MySQL {text.split('-')[0]}"
 
-    def _run(self, statement: str) -> None:
-        with self._admin.connect() as connection:
-            connection.execute(sa.text(statement))
-
     @contextmanager
     def lend(self, folder: Path) -> Iterator[JournalDatabase]:
         if self.own is not None:
             self.own.start()
-        name = f"durable_test_{secrets.token_hex(6)}"
-        self._run(f"CREATE DATABASE {name}" + (" CHARACTER SET utf8mb4" if self.kind == "mysql" else ""))
-        url = self.url.set(database=name).render_as_string(hide_password=False)
-        database = JournalDatabase(self.kind, url, self.version)
+        url = new_database(self._admin)
+        database = JournalDatabase(self.kind, url.render_as_string(hide_password=False), self.version)
         try:
             yield database
         finally:
             database.dispose()
-            self._delete(name)
+            self._delete(str(url.database))
 
     def _delete(self, name: str) -> None:
         """Delete a database, whoever else still uses it."""
-        if self.kind == "postgresql":
-            self._run(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-            return
         with self._admin.connect() as connection:
+            if self.kind == "postgresql":
+                connection.execute(sa.text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
+                return
             # An open transaction would hold the tables against DROP DATABASE.
             users = connection.execute(
                 sa.text("SELECT id FROM information_schema.processlist WHERE db = :name"), {"name": name}
@@ -140,6 +134,19 @@ class _Server:
         self._admin.dispose()
         if self.own is not None:
             self.own.remove()
+
+
+def new_database(admin: Engine) -> URL:
+    """Create an empty database, of a new name.
+
+    :param admin: of a database on the same server, in autocommit mode.
+    :returns: its address, for SQLAlchemy.
+    """
+    name = f"durable_test_{secrets.token_hex(6)}"
+    characters = " CHARACTER SET utf8mb4" if admin.dialect.name == "mysql" else ""
+    with admin.connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {name}{characters}"))
+    return admin.url.set(database=name)
 
 
 def _first_that_answers(kind: str, urls: list[str]) -> tuple[_Server | None, list[str]]:

@@ -201,7 +201,9 @@ class OwnPostgreSQL(OwnServer):
         import psycopg
 
         try:
-            psycopg.connect(f"postgresql://{self._place}", connect_timeout=2).close()
+            psycopg.connect(
+                host="127.0.0.1", port=self.port, user="postgres", dbname="postgres", connect_timeout=2
+            ).close()
         except psycopg.OperationalError:
             return False
         return True
@@ -209,11 +211,7 @@ class OwnPostgreSQL(OwnServer):
     @property
     def url(self) -> str:
         """For SQLAlchemy."""
-        return f"postgresql+psycopg://{self._place}"
-
-    @property
-    def _place(self) -> str:
-        return f"postgres@127.0.0.1:{self.port}/postgres"
+        return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/postgres"
 
 
 class OwnMariaDB(OwnServer):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import psutil
 import pytest
 import sqlalchemy as sa
 
-from tests.support.databases import JournalDatabase
+from tests.support.databases import JournalDatabase, new_database
 from tests.support.servers import OwnMariaDB, OwnPostgreSQL, OwnServer
 
 __all__ = ["FRAGILE", "Fragile", "FragileMariaDB", "FragilePostgreSQL", "on_each_server"]
@@ -27,12 +26,9 @@ class Fragile(OwnServer):
 
     def new_database(self) -> JournalDatabase:
         """An empty one, which ends with the server."""
-        name = f"durable_{secrets.token_hex(6)}"
         admin = sa.create_engine(self.url, isolation_level="AUTOCOMMIT", poolclass=sa.pool.NullPool)
-        with admin.connect() as connection:
-            connection.execute(sa.text(f"CREATE DATABASE {name}"))
-        kind, url = admin.dialect.name, admin.url.set(database=name)
-        return JournalDatabase(kind, url.render_as_string(hide_password=False), "own")
+        url = new_database(admin)
+        return JournalDatabase(admin.dialect.name, url.render_as_string(hide_password=False), "own")
 
     def crash(self) -> None:
         """Kill every process of the server at once; :meth:`start` recovers from its log."""
