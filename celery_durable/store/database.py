@@ -6,11 +6,12 @@ Everything a dialect does differently stands in this module and in :mod:`.tables
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import event, exc
@@ -34,6 +35,13 @@ _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.5
 #: How often, and how seldom, it is looked for waits that last too long, in seconds.
 _SHORTEST_TICK, _LONGEST_TICK = 0.05, 0.5
+#: Drivers that take libpq's parameters.
+_LIBPQ: Final = frozenset({"psycopg", "psycopg2"})
+#: Drivers that say something to MySQL or MariaDB when they connect.
+_INIT_COMMANDS: Final = frozenset({"pymysql", "mysqldb", "asyncmy"})
+#: The same on MariaDB as PostgreSQL's limit for idle transactions. MySQL has none: for it there is a comment in a
+#: statement that does nothing.
+_LET_GO: Final = "SET @celery_durable = 1 /*M!100300 , SESSION idle_transaction_timeout = {} */"
 
 #: Held while a process makes an engine.
 _making = threading.Lock()
@@ -119,13 +127,15 @@ class Database:
             # isolation_level None: the driver starts no transactions of its own; we say BEGIN IMMEDIATE.
             options["connect_args"] = {"timeout": self.timeout, "isolation_level": None, "check_same_thread": False}
         elif self.dialect == "postgresql":
-            if self.url.get_driver_name() == "psycopg":
+            if self.url.get_driver_name() in _LIBPQ:
+                limit = int(self.timeout * 1000)
                 options["connect_args"] = {
                     "connect_timeout": seconds,
-                    "tcp_user_timeout": int(self.timeout * 1000),
-                    # Ours after those of the URL, which may say in which schema the tables are.
-                    "options": f"{self._given('options')} -c statement_timeout={int(self.timeout * 1000)} "
-                    "-c default_transaction_isolation=read\\ committed",
+                    "tcp_user_timeout": limit,
+                    # Ours after those of the URL, which may say in which schema the tables are. Who stands still in a
+                    # transaction, or is cut off from the server there, loses its locks: others wait for the same rows.
+                    "options": f"{self._given('options')} -c statement_timeout={limit} "
+                    f"-c idle_in_transaction_session_timeout={limit} -c default_transaction_isolation=read\\ committed",
                 }
         else:
             options["isolation_level"] = "READ COMMITTED"
@@ -137,6 +147,8 @@ class Database:
                 }
             elif self.url.get_driver_name() == "asyncmy":
                 options["connect_args"] = {"connect_timeout": seconds}
+            if self.url.get_driver_name() in _INIT_COMMANDS and "init_command" not in self.url.query:
+                options.setdefault("connect_args", {})["init_command"] = _LET_GO.format(math.ceil(self.timeout))
         if self.in_memory:
             # One connection for all threads, handed from one to the next.
             options.update(poolclass=QueuePool, pool_size=1, max_overflow=0, pool_timeout=self.timeout)

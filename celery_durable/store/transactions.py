@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import random
 import re
 import time
@@ -33,8 +32,6 @@ _LONGEST_PAUSE: Final = 0.5
 _SQLSTATES: Final = frozenset({"40001", "40P01"})
 #: Lock wait time-out, dead-lock, and (MariaDB) a record that changed since it was read.
 _MYSQL_CODES: Final = frozenset({1205, 1213, 1020})
-#: Drivers that say something to MySQL or MariaDB when they connect.
-_INIT_COMMANDS: Final = frozenset({"pymysql", "mysqldb"})
 #: SQLITE_BUSY and SQLITE_LOCKED.
 _SQLITE_CODES: Final = frozenset({5, 6})
 #: PostgreSQL takes no statement any more after an error that somebody has swallowed.
@@ -82,9 +79,8 @@ class Transactions:
         self._journal = journal
         self.timeout = timeout
         # Its statements may take longer than those of the journal, and the drivers know but one limit per connection.
-        self._database = (
-            database if database.dialect == "sqlite" else Database(_patient(database, timeout), timeout=timeout)
-        )
+        url = database.url.render_as_string(hide_password=False)
+        self._database = database if database.dialect == "sqlite" else Database(url, timeout=timeout)
         self._asynchronous: AsyncDatabase | None = None
 
     @property
@@ -214,21 +210,6 @@ class Transactions:
                         ) from error
             time.sleep(pause * (0.5 + random.random() / 2))
             pause = min(pause * 2, _LONGEST_PAUSE)
-
-
-def _patient(database: Database, timeout: float) -> str:
-    """The URL for connections of operations. On PostgreSQL and MariaDB, a process that stands still loses its locks at
-    last; MySQL knows no such thing.
-    """
-    url = database.url
-    if database.dialect == "postgresql":
-        idle = f"-c idle_in_transaction_session_timeout={int(timeout * 1000)}"
-        url = url.update_query_dict({"options": f"{database._given('options')} {idle}".strip()})
-    elif url.get_driver_name() in _INIT_COMMANDS and "init_command" not in url.query:
-        # A comment for MySQL, which must be given a statement all the same.
-        idle = f"SET @celery_durable = 1 /*M!100300 , SESSION idle_transaction_timeout = {math.ceil(timeout)} */"
-        url = url.update_query_dict({"init_command": idle})
-    return url.render_as_string(hide_password=False)
 
 
 def refuse_end(statement: Any) -> None:

@@ -108,6 +108,31 @@ def test_a_wait_for_silence_ends_with_its_time_out_and_leaves_nothing(database: 
         journal.dispose()
 
 
+@pytest.mark.databases("postgresql", "mysql")
+def test_who_falls_silent_in_a_transaction_loses_its_locks(database: JournalDatabase) -> None:
+    """A worker that is cut off in the middle of one may hold the row that its heir is waiting for."""
+    if database.version.startswith("MySQL"):
+        pytest.skip("MySQL has no time-out for transactions that stand still")
+    row = sa.Table("row", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), sa.Column("epoch", sa.Integer))
+    heir = database.engine()
+    row.metadata.create_all(heir)
+    with heir.begin() as connection:
+        connection.execute(row.insert().values(id=1, epoch=1))
+    with line(database.url) as dead:
+        journal = Database(dead.url, timeout=ACK)
+        with journal.engine.connect() as silent:
+            silent.execute(row.update().values(epoch=2))
+            dead.hang()
+            # The servers' own patience for a lock is endless, or 50 s.
+            with heir.begin() as connection:
+                connection.execute(row.update().values(epoch=row.c.epoch + 10))
+            dead.flow()
+            silent.invalidate()
+        journal.dispose()
+    with heir.connect() as connection:
+        assert connection.execute(sa.select(row.c.epoch)).scalar_one() == 11
+
+
 def connections(quiet: Line) -> int:
     """Connections of this process that lead to the line."""
     port = make_url(quiet.url).port
