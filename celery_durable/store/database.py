@@ -310,6 +310,8 @@ class Database:
                 if not error.connection_invalidated:
                     raise
                 failure = error
+            except self._drivers_own() as error:
+                failure = error
             left = deadline - time.monotonic()
             if left <= pause:
                 raise JournalUnavailable(
@@ -318,6 +320,13 @@ class Database:
                 ) from failure
             time.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
+
+    def _drivers_own(self) -> tuple[type[Exception], ...]:
+        """Errors of the driver's: SQLAlchemy hands them on as they are where it gets them while it takes a connection
+        back.
+        """
+        driver = self.engine.dialect.loaded_dbapi
+        return driver.OperationalError, driver.InterfaceError, driver.InternalError
 
     def until(self, deadline: float) -> contextlib.AbstractContextManager[None]:
         """A server that says nothing is an error at ``deadline`` (``time.monotonic()``)."""

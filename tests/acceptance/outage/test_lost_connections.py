@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import sqlalchemy as sa
 
+from celery_durable.store import Database, migrations
+from tests.support.databases import JournalDatabase
 from tests.support.line import line
 from tests.support.wait import eventually
 
@@ -40,6 +44,35 @@ def test_connections_that_are_killed_again_and_again_are_not_noticed(arena: Aren
                     pass  # it left by itself in the meantime
     arena.check_chains(names, 15)
     assert killed >= 20
+
+
+@pytest.mark.databases("mysql")
+def test_a_connection_that_is_lost_while_it_is_given_back_is_no_error(
+    database: JournalDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLAlchemy gives it its isolation level back, by a statement whose errors it does not translate."""
+    migrations.upgrade(database.url)
+    journal = Database(database.url)
+    admin = database.engine(isolation_level="AUTOCOMMIT")
+    dialect = journal.engine.dialect
+    rollback = dialect.do_rollback
+    killed = []
+
+    def rollback_and_die(connection: Any) -> None:
+        rollback(connection)
+        if not killed:
+            killed.append(connection.thread_id())
+            with admin.connect() as killer:
+                killer.execute(sa.text(KILL["mysql"].format(killed[0])))
+
+    def answer(connection: sa.Connection) -> int:
+        return int(connection.execute(sa.text("SELECT 42")).scalar_one())
+
+    assert journal.read(answer) == 42
+    monkeypatch.setattr(dialect, "do_rollback", rollback_and_die)
+    assert journal.read(answer) == 42
+    assert killed
+    journal.dispose()
 
 
 def test_a_commit_whose_answer_is_lost_is_not_done_twice(arena: Arena) -> None:
