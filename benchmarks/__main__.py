@@ -100,7 +100,10 @@ def main(
     facts |= bench.databases
     if bench.versions:
         facts["others"] = bench.versions
-    warnings = [*(["--quick: the figures say nothing"] if quick else []), *machine.warnings_of(bench.databases)]
+    warnings = [
+        *(["--quick: the figures say nothing"] if quick else []),
+        *machine.warnings_of(facts["machine"], bench.databases),
+    ]
     found = [kind for kind in wanted if kind in bench.databases]
     verdicts = judge(bench.sections, suites, found, max(scale.sizes(quick, million)), judged=not quick)
     report = Report(bench.sections, verdicts, facts=facts, missing=bench.missing, warnings=warnings)

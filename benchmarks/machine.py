@@ -58,11 +58,14 @@ def database_facts(database: JournalDatabase) -> dict[str, str]:
     return found
 
 
-def warnings_of(databases: dict[str, dict[str, str]]) -> list[str]:
-    """What makes figures worth less."""
+def warnings_of(facts: dict[str, str], databases: dict[str, dict[str, str]]) -> list[str]:
+    """What makes figures worth less.
+
+    :param facts: of the machine, taken before the run began.
+    """
     found = []
     cores = os.cpu_count() or 1
-    if os.getloadavg()[0] > cores / 4:
+    if float(facts["load at the start"]) > cores / 4:
         found.append("the machine was busy with something else at the start")
     if databases.get("postgresql", {}).get("fsync") == "off":
         found.append("this PostgreSQL does not sync its commits (fsync = off): they are cheaper than they should be")
