@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,10 @@ def main(
         def progress(text: str) -> None:
             status.update(text)
 
+        def begins(text: str) -> None:
+            # A run may take an hour, and its output may be a file.
+            console.print(f"[{time.strftime('%H:%M:%S')}] {text}", style="dim", highlight=False, markup=False)
+
         bench = Bench(
             broker=broker,
             peers=peers if peers is not None else () if quick else tuple(PEERS),
@@ -91,6 +96,7 @@ def main(
             quick=quick,
             million=million,
             progress=progress,
+            begins=begins,
         )
         wanted = kinds if kinds is not None else ("sqlite", "postgresql") if quick else tuple(databases.FINDERS)
         try:

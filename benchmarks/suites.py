@@ -37,6 +37,8 @@ class Bench:
     million: bool
     #: Told what happens now.
     progress: Callable[[str], None]
+    #: Told which suite begins, and where.
+    begins: Callable[[str], None]
     sections: list[Section] = field(default_factory=list)
     #: What could not be measured → why.
     missing: dict[str, str] = field(default_factory=dict)
@@ -55,6 +57,7 @@ class Bench:
             if not self._find_database(kind):
                 continue
             for name in suites:
+                self.begins(f"{name} on {kind}")
                 try:
                     self.sections += SUITES[name](self, kind)
                 except Missing as missing:
