@@ -62,7 +62,9 @@ class Bodies:
             finally:
                 bodies._inside = time.perf_counter() - begin
 
-        self._task = self.app.task(base=DurableTask, bind=True, name="body", shared=False)(body)
+        self.app.task(base=DurableTask, bind=True, name="body", shared=False)(body)
+        # The task itself, as a worker has it, and no proxy of it.
+        self._task = self.app.tasks["body"]
         self._ids = (f"bench-{secrets.token_hex(4)}-{number}" for number in itertools.count())
         self._delivered: set[str] = set()
 

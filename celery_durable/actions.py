@@ -150,12 +150,6 @@ class StepCall:
         return self.descriptor.guard
 
     @property
-    def lasting(self) -> bool:
-        """Whether what it has done outlives a divergence (G6): it must not be done again."""
-        descriptor = self.descriptor
-        return descriptor.guard is not None or descriptor.transaction is not None
-
-    @property
     def place(self) -> str:
         """As :func:`~.store.records.place_of`, without the price of a call: each step has one."""
         return f"{self.scope}/{self.position}" if self.scope else str(self.position)
@@ -193,16 +187,17 @@ class StepCall:
     ) -> Entry:
         """The next entry at this step's position."""
         number = self.next_entry
-        self.next_entry += 1
+        self.next_entry = number + 1
+        descriptor = self.descriptor
         return Entry(
             self.scope,
             self.position,
             number,
             kind,
-            self.descriptor._code,
-            self.descriptor.name,
+            descriptor._code,
+            descriptor.name,
             self.fingerprint,
-            self.key if self.lasting else None,
+            self.key if descriptor._lasting else None,
             attempt,
             duration_us,
             payload,

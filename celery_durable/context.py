@@ -10,7 +10,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Coroutine
 from types import FunctionType
-from typing import Any, ParamSpec, TypeVar, cast, overload
+from typing import Any, ParamSpec, TypeVar, overload
 
 from . import divergence
 from .actions import Outcome, StepCall
@@ -19,7 +19,9 @@ from .checkpoint import FOLD_AT, expand, fold_prefix, is_folded
 from .coroutines import is_coroutine_function
 from .current import Active, active, operation
 from .drive import drive, drive_async, drive_plain
+from .effects import Effect
 from .errors import ConfigurationError, ContextClosed, NestedStep, ReplayDivergence
+from .identity import fingerprint
 from .logger import DurableLogger
 from .naming import fingerprint_for, naming
 from .parallel import Parallel
@@ -95,8 +97,11 @@ class DurableContext(WaitingContext, CallingContext, TransactionMethods, Undoing
             ``key=`` was used with other arguments.
         :raises JournalUnavailable: the database did not answer; the body cannot go on, its message comes back.
         """
-        descriptor, op = self._descriptor(what, op)
-        return cast("R", self._call(self._here(), descriptor, op, args, kwargs, is_coroutine_function(op)))
+        if type(what) is str and type(op) is FunctionType:
+            descriptor = _named(what)  # nothing can be wrong with the two
+        else:
+            descriptor, op = self._descriptor(what, op)
+        return self._call(self._here(), descriptor, op, args, kwargs, is_coroutine_function(op))  # type: ignore[no-any-return]
 
     @overload
     def step_recorded(
@@ -180,15 +185,21 @@ class DurableContext(WaitingContext, CallingContext, TransactionMethods, Undoing
         is_async: bool,
         recorded: bool = False,
     ) -> Any:
-        self._check(descriptor.name)
+        run = self._run
+        if self._closed or run.sticky is not None or run.buffer.cancelled or operation.get() is not None:
+            self._refuse(descriptor.name)
         if scope.left is not None:
             raise scope.left
-        run = self._run
         total = run.count_step(descriptor.name) if scope.path != UNDO else 0
         # Fixed now, also for coroutines: the order of calls is the order of positions.
-        print_ = fingerprint_for(descriptor, args, kwargs)
-        position = scope.take_position()
-        named, occurrence = naming(descriptor, args, kwargs, print_, scope, run.namespace)
+        named, occurrence = None, 0
+        if descriptor._by_arguments:
+            print_ = fingerprint(descriptor.name, _IDEMPOTENT, args, kwargs)
+            position = scope.take_position()
+        else:
+            print_ = fingerprint_for(descriptor, args, kwargs)
+            position = scope.take_position()
+            named, occurrence = naming(descriptor, args, kwargs, print_, scope, run.namespace)
         if run.pending:
             run.settle_errors(scope.path, position)
         if total > self._fold_at and not self._folded:
@@ -208,12 +219,12 @@ class DurableContext(WaitingContext, CallingContext, TransactionMethods, Undoing
         )
         if is_async:
             return self._call_async(scope, call, recorded)
-        self._compare(scope, call, rows)
+        if rows is not None or scope.end is not None:
+            self._compare(scope, call, rows)
         if run.saga.undoing:
             self._stop_at_the_end(scope, rows)
-        if rows is None and descriptor.guard is None and descriptor.retry is None and descriptor.transaction is None:
-            return self._answer(call, drive_plain(run, call), recorded)
-        return self._answer(call, drive(run, call, rows), recorded)
+        outcome = drive_plain(run, call) if rows is None and descriptor._plain else drive(run, call, rows)
+        return self._answer(call, outcome, recorded)
 
     async def _call_async(self, scope: ScopeState, call: StepCall, recorded: bool) -> Any:
         with self._parking().flight():
@@ -395,6 +406,9 @@ def _named(name: str) -> StepDescriptor:
     """The descriptor of a step that is only named: the same few come in every run."""
     return StepDescriptor(name)
 
+
+#: A member of an enumeration is slow to get at.
+_IDEMPOTENT = Effect.IDEMPOTENT.value
 
 _NOW = StepDescriptor("durable.now")
 _UUID4 = StepDescriptor("durable.uuid4")

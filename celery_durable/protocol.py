@@ -42,7 +42,7 @@ def perform(call: StepCall, rows: list[Journaled] | None, around: Surroundings) 
         if not only_audits(rows):
             return (yield from _go_on(call, recorded, around, rows))
         # Nothing was called here: what stood in the way is looked at again.
-    if call.lasting:
+    if call.descriptor._lasting:
         earlier = around.earlier(call)
         if earlier is not None:
             return (yield from _inherit(call, *earlier, around))

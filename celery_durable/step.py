@@ -58,6 +58,12 @@ class StepDescriptor:
     _code: EffectCode = field(init=False, repr=False, compare=False, default=EffectCode.IDEMPOTENT)
     #: Not every function will do: see the checks below.
     _particular: bool = field(init=False, repr=False, compare=False, default=False)
+    #: What it has done must not be done again, not even after a divergence (G6).
+    _lasting: bool = field(init=False, repr=False, compare=False, default=False)
+    #: Equal calls are one operation, and the arguments tell which are equal.
+    _by_arguments: bool = field(init=False, repr=False, compare=False, default=False)
+    #: Its first run is one call of its operation, and one entry.
+    _plain: bool = field(init=False, repr=False, compare=False, default=False)
 
     def __post_init__(self) -> None:
         check_name(self.name, "a step's name")
@@ -91,6 +97,11 @@ class StepDescriptor:
         assumes = self.guard is not None and self.guard.policy is OnAmbiguous.SKIP
         particular = assumes or self.compensate is not None or self.transaction is not None
         object.__setattr__(self, "_particular", particular)
+        lasting = is_guarded or self.transaction is not None
+        object.__setattr__(self, "_lasting", lasting)
+        by_arguments = self.effect is Effect.IDEMPOTENT and self.fingerprint is None
+        object.__setattr__(self, "_by_arguments", by_arguments)
+        object.__setattr__(self, "_plain", not lasting and self.retry is None)
 
     @classmethod
     def idempotent(

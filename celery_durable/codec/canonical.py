@@ -86,7 +86,7 @@ def form_of(value: Any, depth: int) -> bytes:
     :raises NoCanonicalForm: when there are none.
     """
     cls: Any = type(value)
-    form = _FORMS.get(cls)
+    form = FORMS.get(cls)
     return form(value, depth) if form is not None else _form_of_class(cls)(value, depth)
 
 
@@ -267,7 +267,7 @@ def _form_of_class(cls: Any) -> _Canonical:
     raise NoCanonicalForm(f"a {type_name(cls)!r}")
 
 
-_FORMS: Final[dict[type, _Canonical]] = {
+FORMS: Final[dict[type, _Canonical]] = {
     type(None): lambda value, depth: b"N",
     bool: lambda value, depth: b"T" if value else b"F",
     str: text_form,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, NamedTuple
 
 from celery_durable.errors import ConfigurationError, PayloadError
@@ -97,7 +96,7 @@ class Codec:
         """
         if not self._is_json:
             return None
-        data = json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+        data = self._format.dump(value)
         return None if _JSON_TAG_MARK in data else self._finish(data, "value")
 
     def decode(self, codec: int, data: bytes, where: str = "value") -> Any:
@@ -108,7 +107,10 @@ class Codec:
         :raises JournalCorrupted: when the bytes are damaged.
         :raises PayloadError: when this program lacks what the value needs: its class, a field, the serializer.
         """
-        data = self._open(codec, data, where)
+        if len(data) > self.max_payload_bytes:
+            raise oversize(where, len(data), self.max_payload_bytes)
+        if type(data) is not bytes:
+            data = bytes(data)  # some drivers give memoryview or bytearray
         if codec == JSON_TAG and self._is_json:
             form = self._format
             plain = _JSON_TAG_MARK not in data
@@ -188,15 +190,7 @@ class Codec:
                 where=where,
             ) from error
 
-    # The only places where bytes leave for the journal and come from it. -------------------------------------------
-
     def _finish(self, data: bytes, where: str) -> Payload:
         if len(data) > self.max_payload_bytes:
             raise oversize(where, len(data), self.max_payload_bytes)
         return Payload(self._format.tag, data)
-
-    def _open(self, codec: int, data: bytes, where: str) -> bytes:
-        if len(data) > self.max_payload_bytes:
-            raise oversize(where, len(data), self.max_payload_bytes)
-        # Some database drivers give memoryview or bytearray.
-        return data if type(data) is bytes else bytes(data)

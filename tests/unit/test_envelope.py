@@ -37,3 +37,12 @@ def test_what_only_claims_to_be_text_is_kept_as_bytes():
     codec = Codec("json", 999)
     envelope = build({}, {}, ("application/x-odd", "utf-8", b"\xff\x00"), None, None, {})
     assert unpack(pack(envelope, codec), codec)["body"] == b"\xff\x00"
+
+
+def test_a_header_that_is_no_proper_text_is_kept():
+    """Half of a surrogate pair, which no UTF-8 has."""
+    codec = Codec("json", 1 << 20)
+    stored = pack(
+        build({"id": "1", "odd": "\ud800"}, {}, ("application/json", "utf-8", b"[]"), "json", None, {}), codec
+    )
+    assert unpack(stored, codec)["headers"] == {"id": "1", "odd": "\ud800"}
