@@ -17,11 +17,12 @@ from sqlalchemy.engine import URL, make_url
 
 from .harness import Case, Note
 
-__all__ = ["BARE", "MANY", "Floor", "bare", "cases", "floor"]
+__all__ = ["BARE", "CALL", "MANY", "Floor", "bare", "cases", "floor", "postgresql", "python"]
 
 #: Names of the figures.
 BARE = "bare commit of one row"
 MANY = "bare executemany, per row"
+CALL = "Python: a call of a function that does nothing"
 
 #: About what the journal stores for a small step.
 _PAYLOAD = os.urandom(90)
@@ -74,7 +75,7 @@ def connect(url: str) -> Floor:
     """The floor of the database that an SQLAlchemy URL names."""
     parsed = make_url(url)
     kind = parsed.get_backend_name()
-    drivers = {"sqlite": _sqlite, "postgresql": _postgresql}
+    drivers = {"sqlite": _sqlite, "postgresql": postgresql}
     return Floor(drivers.get(kind, _mysql)(parsed), _WORDS.get(kind, _WORDS["mysql"]))
 
 
@@ -86,10 +87,13 @@ def _sqlite(url: URL) -> Any:
     return connection
 
 
-def _postgresql(url: URL) -> Any:
+def postgresql(url: URL) -> Any:
+    """A connection of psycopg's own, in autocommit mode."""
     import psycopg
 
-    return psycopg.connect(url.set(drivername="postgresql").render_as_string(hide_password=False), autocommit=True)
+    # Not by a URL: SQLAlchemy and libpq write blanks in it in two ways.
+    words: dict[str, Any] = {**url.translate_connect_args(username="user", database="dbname"), **url.query}
+    return psycopg.connect(**words, autocommit=True)
 
 
 def _mysql(url: URL) -> Any:
@@ -125,6 +129,23 @@ def bare(ground: Floor, commits: int) -> Case:
             note(BARE, time.perf_counter() - begin)
 
     return Case({BARE: "s"}, turn)
+
+
+def _nothing() -> None:
+    pass
+
+
+def python() -> Case:
+    """How fast this processor runs Python at the moment: what is given in microseconds means little without it."""
+
+    def turn(note: Note) -> None:
+        for _ in range(100):
+            begin = time.perf_counter()
+            for _ in range(1000):
+                _nothing()
+            note(CALL, (time.perf_counter() - begin) / 1000)
+
+    return Case({CALL: "s"}, turn)
 
 
 def cases(ground: Floor, *, quick: bool) -> list[Case]:

@@ -8,7 +8,7 @@ from celery_durable import DurableContext
 
 from . import ingredients
 from .bodies import GUARDED, Bodies, double
-from .floor import Floor, bare
+from .floor import Floor, bare, python
 from .harness import Case, Note
 
 __all__ = ["FIVE_GUARDED", "GUARDED_STEP", "cases", "inside", "whole"]
@@ -110,6 +110,7 @@ def cases(bodies: Bodies, ground: Floor, *, quick: bool) -> list[Case]:
     lengths = {1: some, 10: some, 100: max(2, some // 3), 1000: 1 if quick else 3}
     return [
         bare(ground, 20 if quick else 200),
+        python(),
         *(_of_length(bodies, steps, executions) for steps, executions in lengths.items()),
         # Enough of them for a 99th percentile.
         _guarded(bodies, 5 if quick else 100),

@@ -14,7 +14,7 @@ from tests.support.backends import Backend, Missing
 from tests.support.brokers import MessageBroker
 from tests.support.databases import JournalDatabase
 
-from . import endtoend, floor, history, recovery, replay, scale, steps, waits
+from . import disk, endtoend, floor, history, recovery, replay, scale, steps, waits
 from .bodies import Bodies, on
 from .harness import Case, Figure, Section, all_in, measure
 from .machine import database_facts
@@ -131,10 +131,23 @@ def _steps(bench: Bench, kind: str) -> list[Section]:
     return [Section("steps", kind, figures, all_in(figures, floor.BARE))]
 
 
+def _disk(bench: Bench, kind: str) -> list[Section]:
+    if kind != "postgresql":
+        return []
+    with ExitStack() as stack:
+
+        def enter(delay: int) -> tuple[Bodies, floor.Floor]:
+            url = disk.delayed(stack.enter_context(bench.database(kind)).url, delay)
+            return stack.enter_context(on(url)), stack.enter_context(floor.floor(url))
+
+        figures = bench.measure(disk.cases(enter, quick=bench.quick))
+    return [Section("disk", kind, figures, disk.references(), list(disk.REMARKS))]
+
+
 def _replay(bench: Bench, kind: str) -> list[Section]:
     with bench.bodies(kind) as (bodies, ground):
         few = 20 if bench.quick else 200
-        cases = [floor.bare(ground, few), *replay.cases(bodies, quick=bench.quick)]
+        cases = [floor.bare(ground, few), floor.python(), *replay.cases(bodies, quick=bench.quick)]
         figures = bench.measure(cases)
         bench.progress("tracing memory")
         traced = replay.memory(bodies, quick=bench.quick)
@@ -224,6 +237,7 @@ def _peers(bench: Bench, kind: str) -> list[Section]:
 SUITES: dict[str, Callable[[Bench, str], list[Section]]] = {
     "floor": _floor,
     "steps": _steps,
+    "disk": _disk,
     "replay": _replay,
     "endtoend": _endtoend,
     "scale": _scale,

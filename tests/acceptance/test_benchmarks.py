@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from benchmarks import harness
+from benchmarks import disk, harness
 from benchmarks.__main__ import main
 from benchmarks.harness import Case, Figure, Note, Section, Spread
 from benchmarks.peers import environment
@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 #: Suite → how many figures it has on SQLite in a quick run.
 PARTS = {
     "floor": 2,
-    "steps": 23,
-    "replay": 7,
+    "steps": 24,
+    "replay": 8,
     "replay: memory": 4,
     "endtoend: throughput, 2 pool processes": 6,
     "endtoend: throughput, 4 pool processes": 6,
@@ -51,7 +51,7 @@ def test_a_quick_run_measures_every_suite(database: JournalDatabase, broker: Mes
     assert content["missing"] == {}
     figures = {section["suite"]: section["figures"] for section in content["sections"]}
     assert {suite: len(found) for suite, found in figures.items()} == PARTS
-    assert {suite.split(":")[0] for suite in PARTS} == {*SUITES} - {"peers"}
+    assert {suite.split(":")[0] for suite in PARTS} == {*SUITES} - {"disk", "peers"}
     for figure in (figure for found in figures.values() for figure in found):
         assert len(figure["rounds"]) == 1
         assert math.isfinite(figure["median"]), figure
@@ -97,6 +97,24 @@ def test_a_peer_that_cannot_be_installed_is_said_loudly(
     assert "No matching distribution found for dbos" in content["missing"]["peer dbos"]
     [section] = content["sections"]
     assert "celery_durable, step" in {figure["name"] for figure in section["figures"]}
+
+
+@pytest.mark.databases("postgresql")
+def test_a_slower_disk_is_one_for_the_bare_commit_too(database: JournalDatabase, tmp_path: Path):
+    result, content = bench(tmp_path, "--suite", "disk", "--database", database.kind)
+    with database.engine().connect() as connection:
+        if connection.exec_driver_sql("SHOW fsync").scalar_one() == "off":
+            assert "fsync = off" in content["missing"]["disk on postgresql"]
+            return
+    assert result.exit_code == 0, result.output
+    [section] = content["sections"]
+    found = {figure["name"]: figure["median"] for figure in section["figures"]}
+    assert len(found) == 3 * len(disk.DELAYS)
+    assert section["figures"][-1]["reference"] == "bare commit of one row, syncs 1,000 µs longer"
+    # The server sleeps at least as long as it is told to.
+    for delay in disk.DELAYS:
+        for figure, commits in (("bare commit of one row", 1), ("guarded step", 2)):
+            assert found[f"{figure}, syncs {delay:,} µs longer"] >= commits * delay / 1e6
 
 
 def test_a_suite_that_fails_does_not_take_the_others_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
