@@ -111,8 +111,8 @@ class Database:
                 # A parent's connections: let nobody close them, for that would be said to the server.
                 _left_behind.append(self._usual)
                 self._usual = None
-            if self.dialect != "sqlite":
-                # Connections of its own: to turn one over for every statement costs more than the statement.
+            if self.dialect == "postgresql":
+                # Connections of its own: to turn one over for every statement costs as much as the statement.
                 self._autocommit = self._create(isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
                 if self.pooled and self._autocommit.dialect.driver == "psycopg":
                     self._usual = Fused(Direct(self._autocommit, self._watchdog))
@@ -138,7 +138,7 @@ class Database:
                     f"-c idle_in_transaction_session_timeout={limit} -c default_transaction_isolation=read\\ committed",
                 }
         else:
-            options.setdefault("isolation_level", "READ COMMITTED")
+            options["isolation_level"] = "READ COMMITTED"
             if self.url.get_driver_name() == "pymysql":
                 options["connect_args"] = {
                     "connect_timeout": seconds,

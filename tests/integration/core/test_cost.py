@@ -99,9 +99,8 @@ class Meter:
         if isinstance(usual, Scripted):
             #: Every statement, as SQLite itself tells it.
             event.listen(usual._engine, "connect", lambda raw, record: raw.set_trace_callback(self._on_sqlite))
-        elif isinstance(usual, Fused):
+        elif isinstance(usual, Fused) and self.database._autocommit is not None:
             self._listen_to(usual)
-        if self.database._autocommit is not None:
             event.listen(self.database._autocommit, "before_cursor_execute", self._on_read)
         operations = Runtime.of(app).transactions._database.engine
         if operations is not self.database.engine:
