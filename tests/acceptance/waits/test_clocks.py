@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.brokers("redis"), pytest.mark.databases("postgresql", 
 
 HOUR = 3600
 #: How long they wait, in seconds.
-WAIT = 3.0
+WAIT = 6.0
 #: Python reads it at the start of each process: what asks for the time gets another one.
 WRONG = """
 import time
