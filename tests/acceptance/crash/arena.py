@@ -128,7 +128,7 @@ class Arena:
         audits = [entry for entry in self.journal(execution) if entry.kind == EntryKind.AUDIT]
         return [codec.decode(e.codec or 0, e.payload or b"", "an audit")["decision"] for e in audits]
 
-    def await_started(self, executions: Sequence[str], timeout: float = 60.0) -> None:
+    def await_started(self, executions: Sequence[str], timeout: float = 150.0) -> None:
         wanted = set(executions)
         eventually(lambda: wanted <= {r.id for r in self.operations.find(limit=5000)}, timeout, "not all started")
 
