@@ -6,7 +6,6 @@ waits as those of the journal do, so disk and program can be told apart on one m
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -16,7 +15,7 @@ from sqlalchemy.engine import make_url
 from tests.support.backends import Missing
 
 from .bodies import Bodies
-from .floor import BARE, Floor, postgresql
+from .floor import BARE, Floor, bare, postgresql
 from .harness import Case, Note
 from .steps import GUARDED_STEP, guarded, plain, whole
 
@@ -68,16 +67,14 @@ def cases(enter: Callable[[int], tuple[Bodies, Floor]], *, quick: bool) -> list[
 
 
 def _case(bodies: Bodies, ground: Floor, delay: int, *, quick: bool) -> Case:
-    bare, step, guard = (_named(what, delay) for what in (BARE, whole(_STEPS), GUARDED_STEP))
+    reference = bare(ground, 10 if quick else 100, _named(BARE, delay))
+    step, guard = _named(whole(_STEPS), delay), _named(GUARDED_STEP, delay)
 
     def turn(note: Note) -> None:
-        for _ in range(10 if quick else 100):
-            begin = time.perf_counter()
-            ground.commit_one()
-            note(bare, time.perf_counter() - begin)
+        reference.turn(note)
         for _ in range(2 if quick else 10):
             note(step, bodies.run(plain(_STEPS))[0] / _STEPS)
         for _ in range(2 if quick else 30):
             note(guard, bodies.run(guarded(5))[1] / 5)
 
-    return Case({bare: "s", step: "s", guard: "s"}, turn)
+    return Case({**reference.figures, step: "s", guard: "s"}, turn)

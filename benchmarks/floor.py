@@ -119,16 +119,19 @@ def floor(url: str) -> Iterator[Floor]:
         found.close()
 
 
-def bare(ground: Floor, commits: int) -> Case:
-    """The reference of nearly everything: so many commits, one after the other."""
+def bare(ground: Floor, commits: int, name: str = BARE) -> Case:
+    """The reference of nearly everything: so many commits, one after the other.
+
+    :param name: of the figure.
+    """
 
     def turn(note: Note) -> None:
         for _ in range(commits):
             begin = time.perf_counter()
             ground.commit_one()
-            note(BARE, time.perf_counter() - begin)
+            note(name, time.perf_counter() - begin)
 
-    return Case({BARE: "s"}, turn)
+    return Case({name: "s"}, turn)
 
 
 def _nothing() -> None:

@@ -101,6 +101,7 @@ class DurableContext(WaitingContext, CallingContext, TransactionMethods, Undoing
             descriptor = _named(what)  # nothing can be wrong with the two
         else:
             descriptor, op = self._descriptor(what, op)
+        # cast() would be a call for each step.
         return self._call(self._here(), descriptor, op, args, kwargs, is_coroutine_function(op))  # type: ignore[no-any-return]
 
     @overload
@@ -186,20 +187,21 @@ class DurableContext(WaitingContext, CallingContext, TransactionMethods, Undoing
         recorded: bool = False,
     ) -> Any:
         run = self._run
+        # What _check() does, without the price of a call: each step has one, and each of its replays.
         if self._closed or run.sticky is not None or run.buffer.cancelled or operation.get() is not None:
             self._refuse(descriptor.name)
         if scope.left is not None:
             raise scope.left
         total = run.count_step(descriptor.name) if scope.path != UNDO else 0
         # Fixed now, also for coroutines: the order of calls is the order of positions.
-        named, occurrence = None, 0
-        if descriptor._by_arguments:
-            print_ = fingerprint(descriptor.name, _IDEMPOTENT, args, kwargs)
-            position = scope.take_position()
-        else:
-            print_ = fingerprint_for(descriptor, args, kwargs)
-            position = scope.take_position()
-            named, occurrence = naming(descriptor, args, kwargs, print_, scope, run.namespace)
+        known = descriptor._by_arguments
+        print_ = (
+            fingerprint(descriptor.name, _IDEMPOTENT, args, kwargs)
+            if known
+            else fingerprint_for(descriptor, args, kwargs)
+        )
+        position = scope.take_position()
+        named, occurrence = (None, 0) if known else naming(descriptor, args, kwargs, print_, scope, run.namespace)
         if run.pending:
             run.settle_errors(scope.path, position)
         if total > self._fold_at and not self._folded:
