@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
+import time
 from collections.abc import Iterator
+from queue import Empty
+from typing import Any
 
 import kombu
 import psutil
@@ -66,6 +70,33 @@ def test_a_flushed_broker_forgets_its_messages(
     workers(APP, broker.conf, env=ledger.env)
     eventually(lambda: ledger.count("add"), message="the second message was lost too")
     assert ledger.entries()[0]["a"] == 2
+
+
+def send_numbers(conf: dict[str, Any], count: int) -> None:
+    """Runs in a process of its own, with pauses in which the consumer catches up and waits."""
+    connection = kombu.Connection(
+        conf["broker_url"], transport=conf["broker_transport"], transport_options=conf["broker_transport_options"]
+    )
+    with connection, connection.channel() as channel:
+        for number in range(count):
+            channel._put(conf["task_default_queue"], {"number": number})
+            time.sleep(0.0005)
+
+
+@pytest.mark.brokers("filesystem")
+def test_a_message_in_a_folder_appears_whole(broker: MessageBroker):
+    """A consumer that waits for each of them never takes one that is still being written."""
+    sender = multiprocessing.get_context("spawn").Process(target=send_numbers, args=(broker.conf, 1_000))
+    sender.start()
+    with broker.connect() as connection, connection.channel() as channel:
+        taken: list[int] = []
+        while len(taken) < 1_000:
+            try:
+                taken.append(channel._get(broker.queue)["number"])
+            except Empty:
+                assert sender.is_alive() or sender.exitcode == 0
+    sender.join()
+    assert sorted(taken) == list(range(1_000))
 
 
 @pytest.mark.brokers("filesystem")

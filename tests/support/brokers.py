@@ -28,6 +28,7 @@ class MessageBroker:
         version: str,
         *,
         result_backend: str,
+        transport: str | None = None,
         transport_options: dict[str, Any] | None = None,
         result_backend_transport_options: dict[str, Any] | None = None,
         flush: Callable[[MessageBroker], None],
@@ -37,6 +38,8 @@ class MessageBroker:
         self.kind = kind
         self.url = url
         self.version = version
+        #: The class, as Kombu names one, where it is not the one of the URL's scheme.
+        self.transport = transport
         self.transport_options = transport_options or {}
         self.result_backend = result_backend
         self.result_backend_transport_options = result_backend_transport_options or {}
@@ -55,6 +58,7 @@ class MessageBroker:
         """The Celery settings that connect an application to it."""
         return {
             "broker_url": self.url,
+            "broker_transport": self.transport,
             "broker_transport_options": self.transport_options,
             "broker_connection_retry_on_startup": True,
             "result_backend": self.result_backend,
@@ -74,7 +78,9 @@ class MessageBroker:
 
     def connect(self) -> kombu.Connection:
         """A new connection; close it."""
-        return kombu.Connection(self.url, transport_options=self.transport_options, connect_timeout=3)
+        return kombu.Connection(
+            self.url, transport=self.transport, transport_options=self.transport_options, connect_timeout=3
+        )
 
 
 def _results_in_files(folder: Path) -> str:
@@ -128,6 +134,7 @@ class _Filesystem:
             "filesystem://",
             self.version,
             result_backend=_results_in_files(folder),
+            transport="tests.support.filesystem:Transport",
             transport_options={
                 "data_folder_in": str(messages),
                 "data_folder_out": str(messages),
