@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 from . import divergence
 from .actions import Outcome, StepCall
 from .calling import CallingContext
-from .checkpoint import FOLD_AT, expand, fold_prefix, is_folded
+from .checkpoint import FOLD_AT, fold_prefix
 from .coroutines import is_coroutine_function
 from .current import Active, active, operation
 from .drive import drive, drive_async, drive_plain
@@ -24,8 +24,9 @@ from .errors import ConfigurationError, ContextClosed, NestedStep, ReplayDiverge
 from .identity import fingerprint
 from .logger import DurableLogger
 from .naming import fingerprint_for, naming
+from .packing import unpack
 from .parallel import Parallel
-from .replay import ReplayCursor
+from .replay import SEGMENT, ReplayCursor
 from .run import Run
 from .saga import UNDO
 from .scope import ScopeState
@@ -205,7 +206,6 @@ class DurableContext(WaitingContext, CallingContext, TransactionMethods, Undoing
         if run.pending:
             run.settle_errors(scope.path, position)
         if total > self._fold_at and not self._folded:
-            self._folded = True
             self._fold()
         if descriptor.compensate is not None and not run.saga.marked:
             self._mark()
@@ -277,9 +277,8 @@ class DurableContext(WaitingContext, CallingContext, TransactionMethods, Undoing
         run = self._run
         cursor = ReplayCursor(
             lambda position, rows: run.load(path, position, rows),
-            expand=lambda row: expand(row, run.codec),
             empty=not run.opened.resumed,
-            folded=is_folded(run),
+            long=run.opened.steps > SEGMENT,
         )
         run.scopes.add(path)
         return ScopeState(path, lane, cursor, end)
@@ -392,13 +391,18 @@ class DurableContext(WaitingContext, CallingContext, TransactionMethods, Undoing
     def _check_scopes(self) -> None:
         """No branch is left over of which the body created none this time."""
         for path in sorted(self._run.recorded_scopes() - self._run.scopes):
-            rows = self._run.load(path, 0, 1)
+            [first] = self._run.load(path, 0, 1)
+            rows = unpack(first) if first.kind == EntryKind.CHECKPOINT else [first]
             self._diverge(divergence.leftover(self.execution_id, f"{path}/0", rows, "the body"))
 
     def _close(self) -> None:
         self._closed = True
 
     def _fold(self) -> None:
+        # A row that replay has still to read must stay where replay will look for it.
+        if not self._body.cursor.exhausted:
+            return
+        self._folded = True
         self._run.flush()
         fold_prefix(self._run)
 

@@ -123,7 +123,7 @@ class PlainContext(DurableContext):
         return _PlainParallel(self, scope, scope.take_position(), None, lane=scope.take_lane(), max_workers=max_workers)
 
     def _scope(self, path: str, lane: str, end: int | None = None) -> ScopeState:
-        return ScopeState(path, lane, ReplayCursor(_nothing, expand=lambda row: (), empty=True))
+        return ScopeState(path, lane, ReplayCursor(_nothing, empty=True))
 
     def _call(
         self,

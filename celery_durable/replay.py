@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import enum
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from .effects import Effect
 from .errors import JournalCorrupted
+from .packing import unpack
 from .store.records import EffectCode, EntryKind, Journaled, StoredPayload, place_of
 
 __all__ = [
     "CODE_OF_EFFECT",
     "EFFECT_OF_CODE",
     "SEGMENT",
-    "WITH_CHECKPOINT",
     "Past",
     "Recorded",
     "ReplayCursor",
@@ -41,8 +42,8 @@ EFFECT_OF_CODE: Final = {
     EffectCode.TRANSACTIONAL: Effect.TRANSACTIONAL,
 }
 CODE_OF_EFFECT: Final = {effect: code for code, effect in EFFECT_OF_CODE.items()}
-#: Rows per read where checkpoints are expected: one, and the row that shows that it is complete.
-WITH_CHECKPOINT: Final = 2
+#: Rows per read where packs are expected: each may be a segment, and is held as it was read until its turn comes.
+_PACKS: Final = 4
 
 #: Reads up to ``rows`` entries of one scope from a position on, in order.
 Load = Callable[[int, int], Sequence[Journaled]]
@@ -194,29 +195,32 @@ class ReplayCursor:
     several threads.
 
     :param load: reads entries of this scope.
-    :param expand: turns a checkpoint row into the rows that it stands for.
     :param empty: True where the scope is known to hold nothing: then nothing is read.
-    :param folded: True where it begins with checkpoints, most likely: each stands for a segment by itself.
+    :param long: True where it may hold more than a segment: most likely in packs, each of which may be a segment.
     """
 
     def __init__(
         self,
         load: Load,
         *,
-        expand: Callable[[Journaled], Sequence[Journaled]],
         empty: bool,
-        folded: bool = False,
+        long: bool = False,
         segment: int = SEGMENT,
     ) -> None:
         self._load = load
-        self._expand = expand
         self._segment = segment
         #: Rows of the next read.
-        self._limit = WITH_CHECKPOINT if folded else segment
+        self._limit = _PACKS if long else segment
+        #: Rows that were read and not handed out, and where the next read begins.
+        self._ahead: deque[Journaled] = deque()
+        self._next = 0
+        #: There is nothing beyond what was read.
+        self._ends = False
         self._groups: dict[int, list[Journaled]] = {}
-        #: Everything below this position has been read.
+        #: Everything below this position has been handed out, or waits to be taken.
         self._read_to = 0
-        self._exhausted = empty
+        #: Everything that there is has been read.
+        self.exhausted = empty
         self._lock = threading.Lock()
         #: Positions handed out.
         self.taken = 0
@@ -225,7 +229,7 @@ class ReplayCursor:
         """The entries at ``position``, once; None when there are none."""
         rows = self._groups.pop(position, None)
         if rows is None:
-            if self._exhausted or position < self._read_to:
+            if self.exhausted or position < self._read_to:
                 return None
             self._read(position)
             rows = self._groups.pop(position, None)
@@ -238,14 +242,14 @@ class ReplayCursor:
         """Whether there are entries at ``position`` or beyond it."""
         if any(p >= position for p in self._groups):
             return True
-        if self._exhausted:
+        if self.exhausted:
             return False
         self._read(position)
         return any(p >= position for p in self._groups)
 
     def ready(self, position: int) -> bool:
         """True when :meth:`take` of ``position`` needs no database."""
-        return self._exhausted or position < self._read_to
+        return self.exhausted or position < self._read_to
 
     def first_left(self, position: int) -> list[Journaled] | None:
         """The first entries at or beyond ``position``; they stay."""
@@ -255,33 +259,30 @@ class ReplayCursor:
 
     def _read(self, position: int) -> None:
         with self._lock:
-            while not self._exhausted and self._read_to <= position:
+            while not self.exhausted and self._read_to <= position:
                 self._read_segment()
 
     def _read_segment(self) -> None:
-        limit = self._limit
-        while True:
-            rows = self._load(self._read_to, limit)
-            full = len(rows) == limit
-            # The last position may have been cut in two: leave it to the next read.
-            cut = rows[-1].position if full else None
-            if not full or rows[0].position != cut:
-                break
-            limit *= 2  # one position alone fills the segment
-        whole = [row for row in rows if row.position != cut]
-        self._limit = self._segment
-        for number, row in enumerate(whole):
-            if row.kind == _CHECKPOINT:
-                # It stands for a segment of steps; what follows it, perhaps more of the kind, is left to the next read.
-                full = full or number + 1 < len(whole)
-                # Let go of that one: it is as large as all that this one becomes.
-                rows = ()
-                whole = [*whole[:number], *self._expand(row)]
-                self._limit = WITH_CHECKPOINT
-                break
+        """Hand out what was read ahead, as far as a segment goes; rows are read where there is nothing more."""
+        ahead = self._ahead
+        if not ahead:
+            self._read_ahead()
+        steps: list[Journaled] = []
+        number = 0
+        while ahead:
+            row = ahead.popleft()
+            number += 1
+            if row.kind != _CHECKPOINT:
+                steps.append(row)
+                continue
+            steps += unpack(row)
+            # As many rows as make a segment, if those that come are like these.
+            self._limit = max(_PACKS, self._segment * number // len(steps))
+            if len(steps) * 2 > self._segment:
+                break  # a pack is the last of its position, so that none is cut in two here
         groups = self._groups
         end = self._read_to
-        for row in whole:
+        for row in steps:
             position = row.position
             if position >= end:
                 # Rows come in the order of positions, and nearly every position has one.
@@ -290,5 +291,22 @@ class ReplayCursor:
             else:
                 groups.setdefault(position, []).append(row)
         self._read_to = end
-        if not full:
-            self._exhausted = True
+        self.exhausted = self._ends and not ahead
+
+    def _read_ahead(self) -> None:
+        limit = self._limit
+        while True:
+            rows = self._load(self._next, limit)
+            full = len(rows) == limit
+            # The last position may have been cut in two: leave it to the next read.
+            cut = rows[-1].position if full and rows[-1].kind != _CHECKPOINT else None
+            if cut is None or rows[0].position != cut:
+                break
+            # One position alone fills the read.
+            limit = max(limit * 2, self._segment)
+        self._ahead.extend(row for row in rows if row.position != cut)
+        self._limit = self._segment
+        self._ends = not full
+        if rows:
+            # There is nothing between a pack and the end of what it holds.
+            self._next = rows[-1].position + (cut is None)

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any, Final
 from . import envelope as envelopes
 from . import starting, timeline
 from .afresh import as_new_call
-from .checkpoint import expand
 from .errors import UnknownStep, WrongState
 from .faults import reached
 from .identity import call_hash, child_id, promise_id
+from .packing import unpack
 from .publish import publish_stored
 from .runtime import Runtime
 from .saga import UNDO
@@ -150,8 +150,8 @@ def _prefix(
     bringing = [row for row in [*rows, *promised] if row.kind in BRINGING and _root_of(row) < position]
     instead, ids = _adopted(source, bringing, codec, new_id)
     for row in rows:
-        if row.kind == EntryKind.CHECKPOINT and row.position < position:
-            steps = expand(row, codec)
+        if row.kind == EntryKind.CHECKPOINT and not row.scope and row.position < position:
+            steps = unpack(row)
             if steps[-1].position >= position:
                 cut = row.position
                 instead += [step for step in steps if step.position < position]

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Final
 
-from .checkpoint import expand
 from .codec import Codec
 from .errors import DurableError
+from .packing import unpack
 from .replay import Past, fold, is_wait
 from .saga import UNDO
 from .store.records import DECISIONS, META, EntryKind, Journaled, State, StoredPayload, place_of
@@ -185,7 +185,7 @@ def read(rows: Sequence[Journaled], codec: Codec, state: State | None) -> Timeli
     scopes: dict[str, Scope] = {}
     patches = []
     decisions = []
-    for group in _groups(rows, codec):
+    for group in _groups(rows):
         first = group[0]
         if first.scope == META:
             if first.kind == EntryKind.PATCH:
@@ -221,11 +221,11 @@ def place_key(place: str) -> tuple[tuple[int, int], ...]:
     )
 
 
-def _groups(rows: Sequence[Journaled], codec: Codec) -> Iterator[list[Journaled]]:
-    """The entries position by position, with checkpoints unfolded."""
+def _groups(rows: Sequence[Journaled]) -> Iterator[list[Journaled]]:
+    """The entries position by position, with packs unpacked."""
     plain: list[Journaled] = []
     for row in rows:
-        plain.extend(expand(row, codec) if row.kind == EntryKind.CHECKPOINT else (row,))
+        plain.extend(unpack(row) if row.kind == EntryKind.CHECKPOINT else (row,))
     plain.sort(key=lambda r: (r.scope, r.position, r.entry))
     for _, group in groupby(plain, key=lambda r: (r.scope, r.position)):
         yield list(group)

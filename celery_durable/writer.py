@@ -16,6 +16,7 @@ from typing import Final
 
 from .errors import DurableError, JournalUnavailable, LeaseLost
 from .faults import reached
+from .packing import packed
 from .store.journal import Journal
 from .store.records import Batch, Birth, Entry, Fence
 from .threads import without_signals
@@ -184,7 +185,7 @@ class JournalWriter:
                 self._dirty.pop(buffer.fence, None)
                 batch = self._take(buffer)
                 buffer.closed = True
-            return batch
+            return packed(batch)
         finally:
             self._commit_lock.release()
 
@@ -212,7 +213,15 @@ class JournalWriter:
     # -- committing -----------------------------------------------------------------------------------------
 
     def _take(self, buffer: ExecutionBuffer) -> Batch:
-        batch = Batch(buffer.fence, buffer.generation, tuple(buffer.pending), buffer.steps, birth=buffer.birth)
+        entries = buffer.pending
+        batch = Batch(
+            buffer.fence,
+            buffer.generation,
+            tuple(entries),
+            buffer.steps,
+            birth=buffer.birth,
+            appended=len(entries),
+        )
         buffer.pending = []
         buffer.steps = 0
         buffer.birth = None
@@ -221,18 +230,21 @@ class JournalWriter:
     def _commit(self) -> None:
         """Commit everything of everybody. The caller holds the commit lock."""
         work = []
-        whole = []
         with self._lock:
             for buffer in self._dirty.values():
                 batches, buffer.limbo = buffer.limbo, []
                 if buffer.pending or buffer.birth is not None:
                     batches.append(self._take(buffer))
                 work.append((buffer, batches))
-                whole += batches
             self._dirty.clear()
         before = time.monotonic()
         reached("writer.before_commit")
         try:
+            whole = []
+            for _, batches in work:
+                # Those who append need not wait for it. What is packed already has nothing more to pack.
+                batches[:] = map(packed, batches)
+                whole += batches
             cancelled: set[Fence] = set()
             lost = self._journal.append(whole, cancelled)
         except BaseException:
@@ -247,7 +259,7 @@ class JournalWriter:
                 )
             else:
                 for batch in batches:
-                    buffer.committed += len(batch.entries)
+                    buffer.committed += batch.appended
                 buffer.verified_at = before
                 buffer.born = True
                 buffer.cancelled = buffer.fence in cancelled

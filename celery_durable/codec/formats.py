@@ -19,7 +19,7 @@ from celery_durable.errors import ConfigurationError, PayloadError
 
 from .tree import Tree
 
-__all__ = ["JSON_TAG", "Format", "format_of_row", "format_of_setting"]
+__all__ = ["JSON_TAG", "PACK_TAG", "Format", "format_of_row", "format_of_setting"]
 
 #: The version of the tree's form; raised when trees of an older form would be misread.
 VERSION = 1
@@ -27,6 +27,8 @@ VERSION = 1
 _FORMATS = {"json": 1, "msgpack": 2, "yaml": 3, "pickle": 4}
 #: The format of serializers that an application registered with kombu; their name is in front of the data.
 _CUSTOM = 15
+#: No serializer's: several steps in one row, each with a tag of its own (see :mod:`..packing`).
+PACK_TAG = VERSION * 16 + 14
 _PICKLE_TYPE = "application/x-python-serialize"
 #: What a serializer must be able to carry.
 _PROBE: dict[str, Any] = {"z": [None, True, 1, -(2**63), 1.5, "é", ""], "a": {}, "m": []}

@@ -98,7 +98,7 @@ class EntryKind(enum.IntEnum):
     RUN_AGAIN = 11
     #: This generation was aborted; the payload says why.
     ABORTED = 12
-    #: Several finished idempotent steps in one row.
+    #: Several finished steps in one row, a pack.
     CHECKPOINT = 13
     #: A timer was set, or a sleep begun; the payload says for how long, or until when.
     TIMER = 14
@@ -252,6 +252,8 @@ class Batch:
     again: bool = False
     #: Where the execution's row is not written yet: it goes in with this batch.
     birth: Birth | None = None
+    #: How many entries were appended, of which some may share a row.
+    appended: int = 0
 
 
 @dataclass(frozen=True)

@@ -263,19 +263,34 @@ def test_parallel_branches_cost_no_commit_of_their_own(meter: Meter):
     assert meter.cost(body) == LOOK + ALL
 
 
-def test_a_retry_costs_one_commit_and_its_replay_reads_a_hundred_entries_at_a_time(meter: Meter):
+def steps_and_a_retry(steps: int) -> Callable[[Any], None]:
     deliveries = []
 
     def body(context: Any) -> None:
-        for n in range(250):
+        for n in range(steps):
             context.step("double", double, n)
         deliveries.append(1)
         if len(deliveries) == 1:
             raise OSError("not yet")
 
+    return body
+
+
+def test_a_retry_costs_one_commit_and_its_replay_reads_hundreds_of_steps_at_a_time(meter: Meter):
     patches, scopes = READ, READ
-    # Two full segments and one that is not; the end of the journal needs no read.
-    assert meter.cost(body) == [*LOOK, *SUSPEND, *REOPEN, *patches, *READ * 3, *scopes, *FINISH_EMPTY]
+    # Packs of a hundred steps each: four, then those that are left; the end of the journal needs no read.
+    cost = meter.cost(steps_and_a_retry(650))
+    assert cost == [*LOOK, *SUSPEND, *REOPEN, *patches, *READ * 2, *scopes, *FINISH_EMPTY]
+
+
+def test_steps_that_were_committed_one_by_one_are_read_a_hundred_at_a_time(
+    meter: Meter, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("celery_durable.writer.packed", lambda batch: batch)
+    patches, scopes = READ, READ
+    # A few, which turn out to be no packs; two full segments, and one that is not.
+    cost = meter.cost(steps_and_a_retry(250))
+    assert cost == [*LOOK, *SUSPEND, *REOPEN, *patches, *READ * 4, *scopes, *FINISH_EMPTY]
 
 
 def test_a_call_with_an_id_costs_its_caller_one_commit_and_its_repetition_a_look(meter: Meter):

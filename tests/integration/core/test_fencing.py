@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from celery_durable import LeaseLost, checkpoint
+from celery_durable import LeaseLost
 from celery_durable.runtime import Runtime
 from celery_durable.store.records import (
     Batch,
@@ -30,7 +30,7 @@ SOMETHING = StoredPayload(0, b"something")
 RESULT = Entry("", 5, 0, EntryKind.RESULT, EffectCode.IDEMPOTENT, "late", b"f" * 32, payload=SOMETHING)
 INTENT = Entry("", 6, 0, EntryKind.INTENT, EffectCode.EXACTLY_ONCE_GUARDED, "charge", b"f" * 32, b"k" * 32)
 ABORT = Entry("#aborted", 0, 0, EntryKind.ABORTED, None, "aborted", payload=SOMETHING)
-FOLDED = Entry("", 0, checkpoint._ENTRY, EntryKind.CHECKPOINT, None, "folded", payload=SOMETHING)
+FOLDED = Entry("", 0, 30_000, EntryKind.CHECKPOINT, None, "folded", payload=SOMETHING)
 
 
 def open_(lab: Lab, owner: str) -> Opened:

@@ -96,11 +96,21 @@ def test_a_body_that_swallows_the_limit_gets_no_further(make_lab: Callable[..., 
 
 # -- checkpoints ------------------------------------------------------------------------------------------------
 
+#: Their steps take longer than ``durable_flush_interval``, and so are committed one by one.
+one_by_one = pytest.mark.usefixtures("unpacked")
+
+
+@pytest.fixture
+def unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("celery_durable.writer.packed", lambda batch: batch)
+
+
 STEPS = 240
 GUARDED = (20, 120, 121, 230)
 
 
 @everywhere
+@one_by_one
 def test_past_nine_tenths_of_the_cap_finished_steps_are_folded(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(durable_max_steps=250)
 
@@ -127,7 +137,10 @@ def test_past_nine_tenths_of_the_cap_finished_steps_are_folded(make_lab: Callabl
     assert lab.execution().steps == STEPS
 
 
-def test_a_resume_holds_one_checkpoint_at_a_time(make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch) -> None:
+@one_by_one
+def test_a_resume_reads_a_few_checkpoints_at_a_time(
+    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each is a segment of steps: read by the hundred, they would be the whole history."""
     lab = make_lab(durable_max_steps=700)
     op = lab.operation("op", 1)
@@ -143,11 +156,11 @@ def test_a_resume_holds_one_checkpoint_at_a_time(make_lab: Callable[..., Lab], m
 
     monkeypatch.setattr(journal, "segment", watched)
     lab.run(counting(op, 650))
-    # The second one shows that the first is complete.
     assert sum(read) > 6
-    assert max(read) == 2
+    assert max(read) == 4
 
 
+@one_by_one
 def test_what_was_folded_is_compared_as_before(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(durable_max_steps=100, durable_on_divergence="park")
     op = lab.operation("op")
@@ -163,6 +176,7 @@ def test_what_was_folded_is_compared_as_before(make_lab: Callable[..., Lab]) -> 
     )
 
 
+@one_by_one
 def test_steps_that_were_tried_twice_handled_errors_and_scopes_survive_the_fold(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(durable_max_steps=50)
     tried = StepDescriptor.idempotent("tried", retry=Retry(2, backoff=0))
@@ -192,6 +206,7 @@ def test_steps_that_were_tried_twice_handled_errors_and_scopes_survive_the_fold(
     assert lab.ledger.count("op") == 46
 
 
+@one_by_one
 def test_a_replay_holds_one_checkpoint_at_a_time(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(durable_max_steps=1100)
     op = lab.operation("op")
@@ -210,6 +225,7 @@ def test_a_replay_holds_one_checkpoint_at_a_time(make_lab: Callable[..., Lab]) -
     assert SEGMENT / 2 < held <= SEGMENT
 
 
+@one_by_one
 def test_a_step_of_another_thread_that_ends_after_the_fold_is_kept(make_lab: Callable[..., Lab]) -> None:
     """Its place is empty while its neighbours are folded."""
     lab = make_lab(durable_max_steps=100)
@@ -242,6 +258,7 @@ def test_a_step_of_another_thread_that_ends_after_the_fold_is_kept(make_lab: Cal
     assert lab.ledger.count("slow") == 1
 
 
+@one_by_one
 def test_a_place_with_more_entries_than_one_read_is_passed_by(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(durable_max_steps=50)
     tries = 5 * SEGMENT

@@ -1,0 +1,175 @@
+"""Packs: neighbouring finished steps in one journal row.
+
+What a database takes for a row is many times what it takes for a hundred bytes more in one. So finished steps that are
+committed together, and need not be found by a key, share a row; the folding of a long journal makes the same rows of
+those that were written one by one (:mod:`.checkpoint`).
+
+A pack is, one after the other: a byte for its form; CRC-32 of all that follows it, 4 bytes; the length of the header,
+4 bytes; the header; the fingerprints, 32 bytes each; the payloads. Numbers are big-endian. The header is JSON: how
+many steps these are, then a column for each of ``_COLUMNS``, which is a single value where all steps have the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise, repeat
+from typing import Any, Final
+from zlib import crc32
+
+from .codec.formats import PACK_TAG
+from .codec.refusal import corrupted
+from .store.records import Batch, EffectCode, Entry, EntryKind, Journaled, StoredPayload
+from .store.usual import to_journaled
+
+__all__ = ["FOUND_BY_PLACE", "LARGEST", "MOST", "is_packable", "pack", "packed", "unpack"]
+
+#: Steps in a pack, at least and at most: what a replay holds in memory is a pack.
+_LEAST: Final = 4
+MOST: Final = 100
+#: What a pack may take, and what a step's payload may take in one, in bytes: beyond, a row of its own costs little.
+LARGEST: Final = 65_536
+_LARGE: Final = 16_384
+
+#: Beyond every entry that a step can have at its first position.
+_ENTRY: Final = 30_000
+_FORM: Final = 1
+#: Bytes of a fingerprint.
+_PRINT: Final = 32
+_COLUMNS: Final = ("entry", "effect", "name", "attempt", "at", "duration_us", "codec", "size")
+
+# A member of an enumeration is slow to get at.
+_RESULT: Final = EntryKind.RESULT
+_CHECKPOINT: Final = EntryKind.CHECKPOINT
+#: Effects of steps that nobody looks for by a key.
+FOUND_BY_PLACE: Final = (EffectCode.IDEMPOTENT, EffectCode.AT_LEAST_ONCE)
+
+_dump = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":")).encode
+
+
+def is_packable(entry: Entry) -> bool:
+    """Whether this is the result of a step that a pack can hold."""
+    return (
+        entry.kind is _RESULT
+        and entry.effect in FOUND_BY_PLACE
+        and entry.payload is not None
+        and len(entry.payload.data) <= _LARGE
+        and entry.fingerprint is not None
+        and len(entry.fingerprint) == _PRINT
+        and entry.key is None
+    )
+
+
+def packed(batch: Batch) -> Batch:
+    """The same batch in fewer rows, where it has neighbours that a pack can hold."""
+    entries = batch.entries
+    if len(entries) < _LEAST:
+        return batch
+    rows: list[Entry] = []
+    run: list[Entry] = []
+    size = 0
+    after: tuple[str, int] | None = None
+    for entry in entries:
+        # A step with failed tries has other rows at its position, and stays among them.
+        fits = entry.entry == 0 and is_packable(entry)
+        if run and (not fits or (entry.scope, entry.position) != after or len(run) == MOST or size > LARGEST):
+            rows += _as_rows(run)
+            run, size = [], 0
+        if fits:
+            run.append(entry)
+            size += len(entry.payload.data)  # type: ignore[union-attr]
+            after = (entry.scope, entry.position + 1)
+        else:
+            rows.append(entry)
+    rows += _as_rows(run)
+    return batch if len(rows) == len(entries) else dataclasses.replace(batch, entries=tuple(rows))
+
+
+def _as_rows(run: list[Entry]) -> list[Entry]:
+    return run if len(run) < _LEAST else [pack(run)]
+
+
+def pack(steps: Sequence[Entry], at: Sequence[int] | None = None) -> Entry:
+    """The row that stands for several steps.
+
+    :param steps: of one scope, at positions without a gap; each :func:`is_packable`.
+    :param at: when each was committed, in ms since the epoch; None: with the row.
+    """
+    payloads = [step.payload for step in steps]
+    columns = [
+        _column([step.entry for step in steps]),
+        _column([step.effect for step in steps]),
+        _column([step.name for step in steps]),
+        _column([step.attempt for step in steps]),
+        None if at is None else _column(list(at)),
+        _column([step.duration_us for step in steps]),
+        _column([payload.codec for payload in payloads]),  # type: ignore[union-attr]
+        _column([len(payload.data) for payload in payloads]),  # type: ignore[union-attr]
+    ]
+    header = _dump([len(steps), *columns]).encode()
+    body = b"".join(
+        [
+            len(header).to_bytes(4, "big"),
+            header,
+            *[step.fingerprint for step in steps],  # type: ignore[list-item]
+            *[payload.data for payload in payloads],  # type: ignore[union-attr]
+        ]
+    )
+    data = b"%c%b%b" % (_FORM, crc32(body).to_bytes(4, "big"), body)
+    first = steps[0]
+    return Entry(
+        first.scope, first.position, _ENTRY, _CHECKPOINT, None, "checkpoint", payload=StoredPayload(PACK_TAG, data)
+    )
+
+
+def _column(values: list[Any]) -> Any:
+    first = values[0]
+    return first if values.count(first) == len(values) else values
+
+
+def unpack(row: Journaled) -> list[Journaled]:
+    """The rows that a pack stands for.
+
+    :raises JournalCorrupted: when it is damaged.
+    """
+    try:
+        return list(map(to_journaled, _rows(row)))
+    # Damaged bytes make a parser raise nearly anything.
+    except Exception as error:
+        where = f"the checkpoint at position {row.position} of generation {row.generation}"
+        raise corrupted(where, f"{type(error).__name__}: {error}") from error
+
+
+def _rows(row: Journaled) -> Iterable[tuple[Any, ...]]:
+    data = row.payload
+    if not data or row.codec != PACK_TAG or data[0] != _FORM:
+        raise ValueError("it is no pack of a form that this version knows")
+    if crc32(memoryview(data)[5:]) != int.from_bytes(data[1:5], "big"):
+        raise ValueError("its check sum is another one")
+    prints = 9 + int.from_bytes(data[5:9], "big")
+    count, entry, effect, name, attempt, at, duration, codec, size = json.loads(data[9:prints])
+    payloads = prints + count * _PRINT
+    ends = list(accumulate(size if type(size) is list else repeat(size, count), initial=payloads))
+    return zip(
+        repeat(row.generation),
+        repeat(row.scope),
+        range(row.position, row.position + count),
+        _values(entry),
+        repeat(int(_RESULT)),
+        _values(effect),
+        _values(name),
+        [data[start : start + _PRINT] for start in range(prints, payloads, _PRINT)],
+        repeat(None),
+        repeat(row.epoch),
+        _values(attempt),
+        repeat(row.at) if at is None else _values(at),
+        _values(duration),
+        _values(codec),
+        [data[start:end] for start, end in pairwise(ends)],
+        strict=False,
+    )
+
+
+def _values(column: Any) -> Iterable[Any]:
+    return column if type(column) is list else repeat(column)
