@@ -27,11 +27,15 @@ from celery_durable import (
     StepDescriptor,
     current_step,
     faults,
+    packing,
 )
 from celery_durable import runtime as runtimes
 from celery_durable.effects import UNSET
+from celery_durable.packing import unpack
 from celery_durable.store import Database, Operations
+from celery_durable.store.journal import journaled
 from celery_durable.store.records import EntryKind, State, StoredPayload
+from celery_durable.store.statements import ENTRY_COLUMNS
 from celery_durable.store.tables import executions, journal
 from celery_durable.writer import JournalWriter
 
@@ -255,6 +259,8 @@ class Machine:
         # Buffered entries are committed by acknowledged commits alone, or not at all: the worst case.
         patch.setattr(JournalWriter, "_start_timer", lambda self: None)
         patch.setattr(runtimes.Keeper, "_start", lambda self: None)
+        # As many packs as there can be.
+        patch.setattr(packing, "_LEAST", 2)
         patch.setattr(faults, "_armed", {"any": []})
         patch.setattr(faults, "_act", lambda point, *where: self.life.reached(point))
         self.life = Life(None)
@@ -310,11 +316,18 @@ class Machine:
 
         return Codec()
 
+    def packs(self) -> int:
+        """How many rows hold several steps."""
+        query = sa.select(sa.func.count()).where(journal.c.kind == int(EntryKind.CHECKPOINT))
+        with _Mortal.shared.connect() as connection:
+            return int(connection.execute(query).scalar_one())
+
     def journal(self) -> list[tuple[Any, ...]]:
         """What the journal came to: the last entry of each position."""
-        query = sa.select(journal).order_by(journal.c.scope, journal.c.position, journal.c.entry)
+        query = sa.select(*ENTRY_COLUMNS).order_by(journal.c.scope, journal.c.position, journal.c.entry)
         with _Mortal.shared.connect() as connection:
-            rows = connection.execute(query).all()
+            read = list(map(journaled, connection.execute(query)))
+        rows = [row for r in read for row in (unpack(r) if r.kind == EntryKind.CHECKPOINT else [r])]
         done = {EntryKind.SKIPPED: EntryKind.RESULT}
         return [
             (

@@ -34,6 +34,7 @@ def test_a_killed_program_ends_as_one_that_was_not(
                 break
             harsh.settle(world)
         event(f"deaths: {harsh.deaths}")
+        event(f"packs: {harsh.packs() > 0}")
         assert harsh.state() is State.COMPLETED
         assert harsh.journal() == wanted
         assert result == expected

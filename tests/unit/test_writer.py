@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from celery_durable import JournalUnavailable, LeaseLost
+from celery_durable.packing import unpack
 from celery_durable.store import Database, Journal, Ownership
-from celery_durable.store.records import Batch, Entry, EntryKind, Fence, Opened, OpenRequest, StoredPayload
+from celery_durable.store.records import Batch, EffectCode, Entry, EntryKind, Fence, Opened, OpenRequest, StoredPayload
 from celery_durable.writer import ExecutionBuffer, JournalWriter
 from tests.support.wait import eventually
 
@@ -217,6 +218,27 @@ def test_what_was_in_a_failed_commit_is_written_once_and_first(bench: Bench, fat
     assert (a.committed, a.limbo) == (3, [])
     assert bench.writer.settle(b)
     assert bench.written(b) == ["b1"]
+
+
+def test_a_pack_in_a_failed_commit_is_written_once(bench: Bench, fate: str) -> None:
+    a, b = bench.open("a"), bench.open("b")
+
+    def append(first: int, last: int) -> None:
+        for position in range(first, last):
+            step = Entry("", position, 0, EntryKind.RESULT, EffectCode.IDEMPOTENT, f"a{position}", b"f" * 32)
+            bench.writer.append(a, step._replace(payload=StoredPayload(17, b"1")), finishes=True)
+
+    append(0, 6)
+    bench.append(b, "b1")
+    setattr(bench.journal, fate, [away])
+    with pytest.raises(JournalUnavailable):
+        bench.writer.flush(b)
+    append(6, 11)
+    bench.writer.flush(a)
+    rows = bench.journal.segment(a.fence.pk, 1, "", 0, 100)
+    assert [row.name for row in rows] == ["checkpoint", "checkpoint"]
+    assert [step.name for row in rows for step in unpack(row)] == [f"a{position}" for position in range(11)]
+    assert (a.committed, a.total, a.limbo) == (11, 11, [])
 
 
 def test_an_abandoned_execution_is_settled_when_the_database_answers(bench: Bench, fate: str) -> None:

@@ -193,6 +193,23 @@ def test_a_checkpoint_is_cut_where_the_journal_is(make_lab: Callable[..., Any], 
     assert works.ledger.count("each") == 16 + 16 - position
 
 
+@everywhere
+def test_what_a_branch_did_is_shared_whole(works: Works) -> None:
+    """Its positions are its own: nothing of it lies beyond the position of the body at which the journal is cut."""
+
+    def body(ctx: DurableContext) -> list[Any]:
+        with ctx.parallel(max_workers=1) as branches:
+            part = branches.submit(lambda: [ctx.step("part", works.operation("part", n), n) for n in range(9)])
+        return [part.result(), *(ctx.step("each", works.operation("each", n), n) for n in range(5))]
+
+    first = works.call(body)
+    assert "0.0/0 CHECKPOINT checkpoint" in works.entries()
+    again = first.rerun(3)
+    assert [step.position for step in again.steps()] == [*(f"0.0/{n}" for n in range(9)), "1", "2"]
+    assert works.run(body, id=again.id) == [list(range(9)), *range(5)]
+    assert (works.ledger.count("part"), works.ledger.count("each")) == (9, 5 + 3)
+
+
 def test_a_patch_that_was_taken_is_taken_again(works: Works) -> None:
     def body(ctx: DurableContext) -> Any:
         return [
