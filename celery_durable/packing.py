@@ -5,8 +5,9 @@ committed together, and need not be found by a key, share a row; the folding of 
 those that were written one by one (:mod:`.checkpoint`).
 
 A pack is, one after the other: a byte for its form; CRC-32 of all that follows it, 4 bytes; the length of the header,
-4 bytes; the header; the fingerprints, 32 bytes each; the payloads. Numbers are big-endian. The header is JSON: how
-many steps these are, then a column for each of ``_COLUMNS``, which is a single value where all steps have the same.
+4 bytes; the header; the fingerprints, 32 bytes each; the payloads. Numbers are big-endian. The header is a JSON list:
+how many steps these are, then the columns entry, effect, name, attempt, at, duration_us, codec and size, that of the
+payload; each column is a list, or a single value where all steps have the same.
 """
 
 from __future__ import annotations
@@ -37,7 +38,6 @@ _ENTRY: Final = 30_000
 _FORM: Final = 1
 #: Bytes of a fingerprint.
 _PRINT: Final = 32
-_COLUMNS: Final = ("entry", "effect", "name", "attempt", "at", "duration_us", "codec", "size")
 
 # A member of an enumeration is slow to get at.
 _RESULT: Final = EntryKind.RESULT

@@ -26,7 +26,7 @@ from .urls import parse_url
 from .usual import Usual
 from .watchdog import Watchdog
 
-__all__ = ["Database", "autocommit"]
+__all__ = ["Database", "autocommit", "isolated"]
 
 T = TypeVar("T")
 
@@ -310,8 +310,6 @@ class Database:
                 if not error.connection_invalidated:
                     raise
                 failure = error
-            except self._drivers_own() as error:
-                failure = error
             left = deadline - time.monotonic()
             if left <= pause:
                 raise JournalUnavailable(
@@ -320,13 +318,6 @@ class Database:
                 ) from failure
             time.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
-
-    def _drivers_own(self) -> tuple[type[Exception], ...]:
-        """Errors of the driver's: SQLAlchemy hands them on as they are where it gets them while it takes a connection
-        back.
-        """
-        driver = self.engine.dialect.loaded_dbapi
-        return driver.OperationalError, driver.InterfaceError, driver.InternalError
 
     def until(self, deadline: float) -> contextlib.AbstractContextManager[None]:
         """A server that says nothing is an error at ``deadline`` (``time.monotonic()``)."""
@@ -362,16 +353,34 @@ class Database:
 @contextlib.contextmanager
 def autocommit(engine: Engine) -> Iterator[Connection]:
     """A connection without transactions: each statement stands for itself and sees what is committed."""
-    with engine.connect() as connection:
+    with isolated(engine.connect(), "AUTOCOMMIT") as connection:
+        yield connection
+
+
+@contextlib.contextmanager
+def isolated(connection: Connection, level: str) -> Iterator[Connection]:
+    """A connection at another level of isolation, until it is given back to its pool.
+
+    :raises sqlalchemy.exc.OperationalError: where it turns out to be lost.
+    """
+    engine = connection.engine
+    try:
         try:
-            connection.execution_options(isolation_level="AUTOCOMMIT")
+            connection.execution_options(isolation_level=level)
         except engine.dialect.loaded_dbapi.Error as error:
             # The first word to the server since the pool kept this connection, perhaps. SQLAlchemy neither
             # translates the driver's error here nor empties the pool, as it does where a statement fails.
             connection.invalidate(error)
             engine.dispose()
-            raise exc.OperationalError("AUTOCOMMIT", None, error, connection_invalidated=True) from error
+            raise exc.OperationalError(level, None, error, connection_invalidated=True) from error
         yield connection
+    finally:
+        try:
+            connection.close()
+        except engine.dialect.loaded_dbapi.Error:
+            # It was lost while SQLAlchemy gave it its own level back. What was done on it is done; but the pool has
+            # lost count of it.
+            engine.dispose()
 
 
 def _begin_immediate(connection: Connection) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 
 from ..errors import JournalUnavailable, TransactionMisused, TransactionTimeout
 from .asynchronous import AsyncDatabase
-from .database import Database
+from .database import Database, isolated
 from .journal import Journal
 from .records import Batch
 
@@ -125,9 +125,8 @@ class Transactions:
         try:
             with database.until(deadline):
                 connection = database.connect()
-                with connection:
-                    if isolation is not None and connection.dialect.name != "sqlite":
-                        connection.execution_options(isolation_level=isolation)
+                wanted = None if connection.dialect.name == "sqlite" else isolation
+                with connection if wanted is None else isolated(connection, wanted):
                     entered = True
                     yield connection, deadline
         except (exc.DBAPIError, exc.TimeoutError) as error:

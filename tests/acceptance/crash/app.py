@@ -201,6 +201,21 @@ def tiny(self: DurableTask, number: int) -> int:
     return self.durable.step("double", lambda n: 2 * n, number)
 
 
+def mark(number: int) -> int:
+    """A quick effect."""
+    Ledger.from_env().fire("quick", execution=current_step().execution_id, number=number)
+    return number
+
+
+@app.task(base=DurableTask, bind=True)
+def quick(self: DurableTask, steps: int) -> int:
+    """Many quick steps, of which those that are committed together share rows; a guarded one; and as many again."""
+    found = [self.durable.step("quick", mark, number) for number in range(steps)]
+    self.durable.step(EDGES["RERUN"], happen)
+    found += [self.durable.step("quick", mark, number) for number in range(steps, 2 * steps)]
+    return sum(found)
+
+
 # -- what is undone -----------------------------------------------------------------------------------------------
 
 

@@ -346,3 +346,67 @@ def test_the_isolation_level_is_that_of_the_step_alone(
         return [context.transaction(chosen, ask), context.transaction(ask)]
 
     assert lab.run(body) == [level, "READ COMMITTED"]
+
+
+# -- connections that are lost between two steps ------------------------------------------------------------------
+
+#: Ends the connection of somebody else.
+KILL = {"postgresql": "SELECT pg_terminate_backend({})", "mysql": "KILL {}"}
+
+
+def kill(database: JournalDatabase, connection: int) -> None:
+    with database.engine(isolation_level="AUTOCOMMIT").connect() as admin:
+        admin.exec_driver_sql(KILL[database.kind].format(connection))
+
+
+@pytest.mark.databases("mysql")
+def test_a_connection_that_is_lost_after_the_commit_is_no_error_of_the_step(
+    database: JournalDatabase, open_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLAlchemy gives it its isolation level back, by a statement whose errors it does not translate."""
+    lab = open_lab(durable_ack_timeout=2)
+    engine = lab.runtime.transactions.plain.engine
+    rollback = engine.dialect.do_rollback
+    used: list[int] = []
+    killed: list[int] = []
+
+    def withdraw(connection: Connection) -> str:
+        used.append(connection.connection.thread_id())  # type: ignore[attr-defined]
+        note(connection, "withdrawn")
+        return "done"
+
+    def rollback_and_die(connection: Any) -> None:
+        rollback(connection)
+        if used and connection.thread_id() == used[-1] and used[-1] not in killed:
+            killed.append(used[-1])
+            kill(database, used[-1])
+
+    monkeypatch.setattr(engine.dialect, "do_rollback", rollback_and_die)
+    careful = StepDescriptor.transactional("withdraw", isolation="SERIALIZABLE")
+    # More often than there are connections to lose.
+    steps = 20
+    assert lab.run(lambda context: [context.transaction(careful, withdraw) for _ in range(steps)]) == ["done"] * steps
+    assert len(killed) == steps
+    assert noted(database) == ["withdrawn"] * steps
+
+
+@servers
+def test_a_connection_that_was_lost_in_the_pool_is_no_error_of_the_step(
+    database: JournalDatabase, open_lab: Callable[..., Lab]
+) -> None:
+    lab = open_lab()
+    identity = {"postgresql": "SELECT pg_backend_pid()", "mysql": "SELECT CONNECTION_ID()"}[database.kind]
+
+    def withdraw(connection: Connection) -> int:
+        note(connection, "withdrawn")
+        return int(connection.exec_driver_sql(identity).scalar_one())
+
+    def body(context: DurableContext) -> list[int]:
+        careful = StepDescriptor.transactional("withdraw", isolation="SERIALIZABLE")
+        first = context.transaction(careful, withdraw)
+        kill(database, first)
+        return [first, context.transaction(careful, withdraw)]
+
+    first, second = lab.run(body)
+    assert first != second
+    assert noted(database) == ["withdrawn"] * 2
