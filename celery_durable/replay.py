@@ -222,21 +222,14 @@ class ReplayCursor:
         #: Everything that there is has been read.
         self.exhausted = empty
         self._lock = threading.Lock()
-        #: Positions handed out.
-        self.taken = 0
 
     def take(self, position: int) -> list[Journaled] | None:
         """The entries at ``position``, once; None when there are none."""
         rows = self._groups.pop(position, None)
-        if rows is None:
-            if self.exhausted or position < self._read_to:
-                return None
-            self._read(position)
-            rows = self._groups.pop(position, None)
-            if rows is None:
-                return None
-        self.taken += 1
-        return rows
+        if rows is not None or self.exhausted or position < self._read_to:
+            return rows
+        self._read(position)
+        return self._groups.pop(position, None)
 
     def has(self, position: int) -> bool:
         """Whether there are entries at ``position`` or beyond it."""
