@@ -21,7 +21,7 @@ __all__ = ["FOLD_AT", "fold_prefix"]
 
 #: Share of the step cap from which on the finished prefix is folded.
 FOLD_AT: Final = 0.9
-#: Rows per read, after one with packs in it and after one without.
+#: Rows per read: where there are packs, and at most.
 _PACKS: Final = 4
 _ROWS: Final = 100
 
@@ -87,7 +87,7 @@ def _positions(run: Run) -> Iterator[list[Journaled]]:
         full = len(rows) == limit
         cut = rows[-1].position if full and rows[-1].kind != EntryKind.CHECKPOINT else None
         if cut is not None and rows[0].position == cut:
-            limit = max(limit * 2, _ROWS)  # one position alone fills it
+            limit *= 2  # one position alone fills it
             continue
         for number, group in groupby(rows, key=lambda r: r.position):
             if number != cut:
@@ -95,4 +95,4 @@ def _positions(run: Run) -> Iterator[list[Journaled]]:
         if not full:
             return
         position = rows[-1].position + (cut is None)
-        limit = _PACKS if any(row.kind == EntryKind.CHECKPOINT for row in rows) else _ROWS
+        limit = _PACKS if any(row.kind == EntryKind.CHECKPOINT for row in rows) else min(limit * 2, _ROWS)

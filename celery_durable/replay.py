@@ -298,7 +298,8 @@ class ReplayCursor:
             # One position alone fills the read.
             limit = max(limit * 2, self._segment)
         self._ahead.extend(row for row in rows if row.position != cut)
-        self._limit = self._segment
+        # More, if these turn out to be no packs; not many more at once, for packs may follow.
+        self._limit = min(limit * 2, self._segment)
         self._ends = not full
         if rows:
             # There is nothing between a pack and the end of what it holds.

@@ -129,6 +129,31 @@ def test_a_body_reads_the_same_from_packs(data: st.DataObject, entries: list[Ent
     assert cursor.first_left(0) is None
 
 
+def test_packs_are_read_a_few_at_a_time_wherever_they_begin() -> None:
+    """A hundred rows may be ten thousand steps."""
+    steps = [
+        Entry("", n, 0, EntryKind.RESULT, EffectCode.IDEMPOTENT, "s", b"f" * 32, payload=StoredPayload(17, b"1"))
+        for n in range(5_020)
+    ]
+    rows = [*map(stored, steps[:10]), *map(stored, packed(Batch(FENCE, GENERATION, tuple(steps[10:2_510]))).entries)]
+    rows += [*map(stored, steps[2_510:2_520]), *map(stored, packed(Batch(FENCE, 1, tuple(steps[2_520:]))).entries)]
+    read = []
+
+    def load(position: int, limit: int) -> list[Journaled]:
+        found = [row for row in rows if row.position >= position][:limit]
+        read.append(sum(row.kind == EntryKind.CHECKPOINT for row in found))
+        return found
+
+    cursor = ReplayCursor(load, empty=False, long=True)
+    held = 0
+    for position in range(5_020):
+        assert cursor.take(position) is not None
+        held = max(held, len(cursor._groups))
+    assert sum(read) == 50, "none was read twice"
+    assert max(read) <= 8
+    assert held < 2 * 100
+
+
 def test_a_long_run_becomes_several_packs_of_a_hundred() -> None:
     entries = [
         Entry("", n, 0, EntryKind.RESULT, EffectCode.IDEMPOTENT, "s", b"f" * 32, payload=StoredPayload(17, b"%d" % n))

@@ -288,9 +288,9 @@ def test_steps_that_were_committed_one_by_one_are_read_a_hundred_at_a_time(
 ):
     monkeypatch.setattr("celery_durable.writer.packed", lambda batch: batch)
     patches, scopes = READ, READ
-    # A few, which turn out to be no packs; two full segments, and one that is not.
-    cost = meter.cost(steps_and_a_retry(250))
-    assert cost == [*LOOK, *SUSPEND, *REOPEN, *patches, *READ * 4, *scopes, *FINISH_EMPTY]
+    # A few, which turn out to be no packs; twice as many each time; two full segments, and one that is not.
+    cost = meter.cost(steps_and_a_retry(350))
+    assert cost == [*LOOK, *SUSPEND, *REOPEN, *patches, *READ * 8, *scopes, *FINISH_EMPTY]
 
 
 def test_a_call_with_an_id_costs_its_caller_one_commit_and_its_repetition_a_look(meter: Meter):
