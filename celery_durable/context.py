@@ -24,7 +24,7 @@ from .errors import ConfigurationError, ContextClosed, NestedStep, ReplayDiverge
 from .identity import fingerprint
 from .logger import DurableLogger
 from .naming import fingerprint_for, naming
-from .packing import unpack
+from .packing import unpacked
 from .parallel import Parallel
 from .replay import SEGMENT, ReplayCursor
 from .run import Run
@@ -391,8 +391,7 @@ class DurableContext(WaitingContext, CallingContext, TransactionMethods, Undoing
     def _check_scopes(self) -> None:
         """No branch is left over of which the body created none this time."""
         for path in sorted(self._run.recorded_scopes() - self._run.scopes):
-            [first] = self._run.load(path, 0, 1)
-            rows = unpack(first) if first.kind == EntryKind.CHECKPOINT else [first]
+            rows = list(unpacked(self._run.load(path, 0, 1)))
             self._diverge(divergence.leftover(self.execution_id, f"{path}/0", rows, "the body"))
 
     def _close(self) -> None:

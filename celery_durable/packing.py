@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, pairwise, repeat
-from typing import Any, Final
+from typing import Any, Final, cast
 from zlib import crc32
 
 from .codec.formats import PACK_TAG
@@ -24,7 +24,7 @@ from .codec.refusal import corrupted
 from .store.records import Batch, EffectCode, Entry, EntryKind, Journaled, StoredPayload
 from .store.usual import to_journaled
 
-__all__ = ["FOUND_BY_PLACE", "LARGEST", "MOST", "is_packable", "pack", "packed", "unpack"]
+__all__ = ["FOUND_BY_PLACE", "LARGEST", "MOST", "is_packable", "pack", "packed", "unpack", "unpacked"]
 
 #: Steps in a pack, at least and at most: what a replay holds in memory is a pack.
 _LEAST: Final = 4
@@ -78,7 +78,7 @@ def packed(batch: Batch) -> Batch:
             run, size = [], 0
         if fits:
             run.append(entry)
-            size += len(entry.payload.data)  # type: ignore[union-attr]
+            size += len(cast("StoredPayload", entry.payload).data)
             after = (entry.scope, entry.position + 1)
         else:
             rows.append(entry)
@@ -96,7 +96,9 @@ def pack(steps: Sequence[Entry], at: Sequence[int] | None = None) -> Entry:
     :param steps: of one scope, at positions without a gap; each :func:`is_packable`.
     :param at: when each was committed, in ms since the epoch; None: with the row.
     """
-    payloads = [step.payload for step in steps]
+    # All of them have both.
+    payloads = cast("list[StoredPayload]", [step.payload for step in steps])
+    prints = cast("list[bytes]", [step.fingerprint for step in steps])
     columns = [
         _column([step.entry for step in steps]),
         _column([step.effect for step in steps]),
@@ -104,18 +106,11 @@ def pack(steps: Sequence[Entry], at: Sequence[int] | None = None) -> Entry:
         _column([step.attempt for step in steps]),
         None if at is None else _column(list(at)),
         _column([step.duration_us for step in steps]),
-        _column([payload.codec for payload in payloads]),  # type: ignore[union-attr]
-        _column([len(payload.data) for payload in payloads]),  # type: ignore[union-attr]
+        _column([payload.codec for payload in payloads]),
+        _column([len(payload.data) for payload in payloads]),
     ]
     header = _dump([len(steps), *columns]).encode()
-    body = b"".join(
-        [
-            len(header).to_bytes(4, "big"),
-            header,
-            *[step.fingerprint for step in steps],  # type: ignore[list-item]
-            *[payload.data for payload in payloads],  # type: ignore[union-attr]
-        ]
-    )
+    body = b"".join([len(header).to_bytes(4, "big"), header, *prints, *[payload.data for payload in payloads]])
     data = b"%c%b%b" % (_FORM, crc32(body).to_bytes(4, "big"), body)
     first = steps[0]
     return Entry(
@@ -126,6 +121,18 @@ def pack(steps: Sequence[Entry], at: Sequence[int] | None = None) -> Entry:
 def _column(values: list[Any]) -> Any:
     first = values[0]
     return first if values.count(first) == len(values) else values
+
+
+def unpacked(rows: Iterable[Journaled]) -> Iterator[Journaled]:
+    """The same entries, one by one.
+
+    :raises JournalCorrupted: when a pack is damaged.
+    """
+    for row in rows:
+        if row.kind == _CHECKPOINT:
+            yield from unpack(row)
+        else:
+            yield row
 
 
 def unpack(row: Journaled) -> list[Journaled]:

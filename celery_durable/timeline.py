@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from .codec import Codec
 from .errors import DurableError
-from .packing import unpack
+from .packing import unpacked
 from .replay import Past, fold, is_wait
 from .saga import UNDO
 from .store.records import DECISIONS, META, EntryKind, Journaled, State, StoredPayload, place_of
@@ -223,10 +223,7 @@ def place_key(place: str) -> tuple[tuple[int, int], ...]:
 
 def _groups(rows: Sequence[Journaled]) -> Iterator[list[Journaled]]:
     """The entries position by position, with packs unpacked."""
-    plain: list[Journaled] = []
-    for row in rows:
-        plain.extend(unpack(row) if row.kind == EntryKind.CHECKPOINT else (row,))
-    plain.sort(key=lambda r: (r.scope, r.position, r.entry))
+    plain = sorted(unpacked(rows), key=lambda r: (r.scope, r.position, r.entry))
     for _, group in groupby(plain, key=lambda r: (r.scope, r.position)):
         yield list(group)
 

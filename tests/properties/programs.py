@@ -31,7 +31,7 @@ from celery_durable import (
 )
 from celery_durable import runtime as runtimes
 from celery_durable.effects import UNSET
-from celery_durable.packing import unpack
+from celery_durable.packing import unpacked
 from celery_durable.store import Database, Operations
 from celery_durable.store.journal import journaled
 from celery_durable.store.records import EntryKind, State, StoredPayload
@@ -326,8 +326,7 @@ class Machine:
         """What the journal came to: the last entry of each position."""
         query = sa.select(*ENTRY_COLUMNS).order_by(journal.c.scope, journal.c.position, journal.c.entry)
         with _Mortal.shared.connect() as connection:
-            read = list(map(journaled, connection.execute(query)))
-        rows = [row for r in read for row in (unpack(r) if r.kind == EntryKind.CHECKPOINT else [r])]
+            rows = list(unpacked(map(journaled, connection.execute(query))))
         done = {EntryKind.SKIPPED: EntryKind.RESULT}
         return [
             (

@@ -17,8 +17,8 @@ from celery_durable import (
     StepLimitExceeded,
     step,
 )
-from celery_durable.packing import unpack
-from celery_durable.store.records import EntryKind, State
+from celery_durable.packing import unpacked
+from celery_durable.store.records import State
 from tests.support.lab import Crash, Lab, everywhere
 
 from .charging import Declined, Timeout, charging
@@ -371,8 +371,7 @@ def test_many_threads_make_many_steps_and_lose_none(lab: Lab) -> None:
                 branches.submit(lambda n: [ctx.step("s", lambda i: i, 100 * n + i) for i in range(20)], number)
 
     lab.run(body)
-    rows = [step for row in lab.rows() for step in (unpack(row) if row.kind == EntryKind.CHECKPOINT else [row])]
-    rows = [row for row in rows if row.name == "s"]
+    rows = [row for row in unpacked(lab.rows()) if row.name == "s"]
     values = [lab.runtime.codec.decode(row.codec, row.payload, "") for row in rows]
     assert sorted(values) == sorted(100 * n + i for n in range(16) for i in range(20))
     assert lab.execution().steps == 320
