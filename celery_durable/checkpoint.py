@@ -7,11 +7,13 @@ their keys and audits must remain to be found.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
 from .packing import FOUND_BY_PLACE, LARGEST, MOST, is_packable, pack
+from .replay import PACKS, SEGMENT, read_whole
 from .store.records import Batch, EffectCode, Entry, EntryKind, Journaled, StoredPayload
 
 if TYPE_CHECKING:
@@ -21,9 +23,6 @@ __all__ = ["FOLD_AT", "fold_prefix"]
 
 #: Share of the step cap from which on the finished prefix is folded.
 FOLD_AT: Final = 0.9
-#: Rows per read: where there are packs, and at most.
-_PACKS: Final = 4
-_ROWS: Final = 100
 
 
 def fold_prefix(run: Run) -> int:
@@ -46,25 +45,25 @@ def fold_prefix(run: Run) -> int:
         group, times, size = [], [], 0
 
     for rows in _positions(run):
-        step = _entry(rows[-1])
-        fits = step is not None and is_packable(step)
+        last = rows[-1]
+        step = _packable(last)
         # A gap may be a step of another thread that is just being written.
-        gap = group and rows[-1].position != group[-1].position + 1
-        if gap or not fits or len(group) >= MOST or size > LARGEST:
+        gap = group and last.position != group[-1].position + 1
+        if gap or step is None or len(group) >= MOST or size > LARGEST:
             write()
-        if step is not None and step.payload is not None and fits:
+        if step is not None:
             group.append(step)
-            times.append(rows[-1].at)
-            size += len(step.payload.data)
+            times.append(last.at)
+            size += len(last.payload or b"")
     write()
     return folded
 
 
-def _entry(row: Journaled) -> Entry | None:
+def _packable(row: Journaled) -> Entry | None:
     """The result of a step as it was appended; None for what is none, or must stay as it is."""
     if row.kind != EntryKind.RESULT or row.effect not in FOUND_BY_PLACE or row.codec is None or row.payload is None:
         return None
-    return Entry(
+    step = Entry(
         row.scope,
         row.position,
         row.entry,
@@ -77,22 +76,15 @@ def _entry(row: Journaled) -> Entry | None:
         row.duration_us,
         StoredPayload(row.codec, row.payload),
     )
+    return step if is_packable(step) else None
 
 
 def _positions(run: Run) -> Iterator[list[Journaled]]:
     """The body's scope, position by position; rows are read ahead, for folding removes them."""
-    position, limit = 0, _PACKS
-    while True:
-        rows: Sequence[Journaled] = run.load("", position, limit)
-        full = len(rows) == limit
-        cut = rows[-1].position if full and rows[-1].kind != EntryKind.CHECKPOINT else None
-        if cut is not None and rows[0].position == cut:
-            limit *= 2  # one position alone fills it
-            continue
-        for number, group in groupby(rows, key=lambda r: r.position):
-            if number != cut:
-                yield list(group)
-        if not full:
-            return
-        position = rows[-1].position + (cut is None)
-        limit = _PACKS if any(row.kind == EntryKind.CHECKPOINT for row in rows) else min(limit * 2, _ROWS)
+    position, limit, ends = 0, PACKS, False
+    while not ends:
+        rows, position, ends = read_whole(partial(run.load, ""), position, limit)
+        for _, group in groupby(rows, key=lambda r: r.position):
+            yield list(group)
+        # Few where there are packs.
+        limit = PACKS if any(row.kind == EntryKind.CHECKPOINT for row in rows) else min(limit * 2, SEGMENT)

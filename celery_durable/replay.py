@@ -21,6 +21,7 @@ from .store.records import EffectCode, EntryKind, Journaled, StoredPayload, plac
 __all__ = [
     "CODE_OF_EFFECT",
     "EFFECT_OF_CODE",
+    "PACKS",
     "SEGMENT",
     "Past",
     "Recorded",
@@ -30,6 +31,7 @@ __all__ = [
     "is_scope",
     "is_wait",
     "only_audits",
+    "read_whole",
 ]
 
 #: Entries per read.
@@ -43,7 +45,7 @@ EFFECT_OF_CODE: Final = {
 }
 CODE_OF_EFFECT: Final = {effect: code for code, effect in EFFECT_OF_CODE.items()}
 #: Rows per read where packs are expected: each may be a segment, and is held as it was read until its turn comes.
-_PACKS: Final = 4
+PACKS: Final = 4
 
 #: Reads up to ``rows`` entries of one scope from a position on, in order.
 Load = Callable[[int, int], Sequence[Journaled]]
@@ -188,6 +190,25 @@ def _where(row: Journaled) -> str:
 _CHECKPOINT: Final = int(EntryKind.CHECKPOINT)
 
 
+def read_whole(load: Load, position: int, limit: int) -> tuple[Sequence[Journaled], int, bool]:
+    """About ``limit`` rows from ``position`` on, of whole positions: more where a single one has more.
+
+    :returns: the rows, where the next read begins, and whether there is nothing more.
+    """
+    while True:
+        rows = load(position, limit)
+        if len(rows) < limit:
+            return rows, position, True
+        last = rows[-1]
+        if last.kind == _CHECKPOINT:
+            # It is the last of its position, and there is nothing between it and the end of what it holds.
+            return rows, last.position + 1, False
+        # The last position may have been cut in two: leave it to the next read.
+        if rows[0].position != last.position:
+            return [row for row in rows if row.position != last.position], last.position, False
+        limit = max(limit * 2, SEGMENT)
+
+
 class ReplayCursor:
     """Hands out the journal's entries by position, reading ahead one segment at a time.
 
@@ -210,7 +231,7 @@ class ReplayCursor:
         self._load = load
         self._segment = segment
         #: Rows of the next read.
-        self._limit = _PACKS if long else segment
+        self._limit = PACKS if long else segment
         #: Rows that were read and not handed out, and where the next read begins.
         self._ahead: deque[Journaled] = deque()
         self._next = 0
@@ -270,7 +291,7 @@ class ReplayCursor:
                 continue
             steps += unpack(row)
             # As many rows as make a segment, if those that come are like these.
-            self._limit = max(_PACKS, self._segment * number // len(steps))
+            self._limit = max(PACKS, self._segment * number // len(steps))
             if len(steps) * 2 > self._segment:
                 break  # a pack is the last of its position, so that none is cut in two here
         groups = self._groups
@@ -287,20 +308,7 @@ class ReplayCursor:
         self.exhausted = self._ends and not ahead
 
     def _read_ahead(self) -> None:
-        limit = self._limit
-        while True:
-            rows = self._load(self._next, limit)
-            full = len(rows) == limit
-            # The last position may have been cut in two: leave it to the next read.
-            cut = rows[-1].position if full and rows[-1].kind != _CHECKPOINT else None
-            if cut is None or rows[0].position != cut:
-                break
-            # One position alone fills the read.
-            limit = max(limit * 2, self._segment)
-        self._ahead.extend(row for row in rows if row.position != cut)
+        rows, self._next, self._ends = read_whole(self._load, self._next, self._limit)
+        self._ahead.extend(rows)
         # More, if these turn out to be no packs; not many more at once, for packs may follow.
-        self._limit = min(limit * 2, self._segment)
-        self._ends = not full
-        if rows:
-            # There is nothing between a pack and the end of what it holds.
-            self._next = rows[-1].position + (cut is None)
+        self._limit = min(self._limit * 2, self._segment)
