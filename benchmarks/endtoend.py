@@ -9,6 +9,7 @@ from tests.support.worker import WorkerProcess
 
 from .commits import counter
 from .harness import Case, Figure, Note
+from .processors import IDLE, PARTS, account, share
 from .stage import Stage
 
 __all__ = [
@@ -74,9 +75,11 @@ def _throughput(stage: Stage, kind: Kind, processes: int, worker: WorkerProcess,
     name = rate(kind.name, processes)
 
     def turn(note: Note) -> None:
-        note(name, stage.throughput(kind.task, kind.argument, number, [worker]))
+        watch = account(note, kind.name, number, [worker])
+        note(name, stage.throughput(kind.task, kind.argument, number, [worker], watch))
 
-    return Case({name: "1/s"}, turn)
+    taken = {share(kind.name, part): "s" for part in PARTS}
+    return Case({name: "1/s", **taken, share(kind.name, IDLE): "share"}, turn)
 
 
 def _latency(stage: Stage, kind: Kind, number: int) -> Case:
@@ -88,7 +91,7 @@ def _latency(stage: Stage, kind: Kind, number: int) -> Case:
 
 
 def loads(stage: Stage, processes: int, worker: WorkerProcess, *, quick: bool) -> list[Case]:
-    """Throughput of a worker with so many pool processes."""
+    """Throughput of a worker with so many pool processes, and whose processor time it takes."""
     return [_throughput(stage, kind, processes, worker, 60 if quick else 1000) for kind in KINDS]
 
 

@@ -33,7 +33,7 @@ class Figure:
     """One thing that was measured, round by round."""
 
     name: str
-    #: What the samples are: ``s`` (seconds), ``1/s``, ``bytes`` or ``commits``.
+    #: What the samples are: ``s`` (seconds), ``1/s``, ``bytes``, ``commits`` or ``share`` (of 1).
     unit: str = "s"
     #: The samples of each round.
     rounds: list[list[float]] = field(default_factory=list)

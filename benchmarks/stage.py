@@ -6,7 +6,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +67,28 @@ class Stage:
 
     # -- what is measured ------------------------------------------------------------------------------------
 
-    def throughput(self, task: str, argument: int, tasks: int, workers: Sequence[WorkerProcess]) -> float:
-        """Tasks per second of workers that find their queue full: the first and last tenth are not counted."""
+    def throughput(
+        self,
+        task: str,
+        argument: int,
+        tasks: int,
+        workers: Sequence[WorkerProcess],
+        watch: AbstractContextManager[None] | None = None,
+    ) -> float:
+        """Tasks per second of workers that find their queue full: the first and last tenth are not counted.
+
+        :param watch: entered when the queue is full, and left when all tasks are done.
+        """
         queue = self.broker.another_queue(next(self._names))
         with self.client.producer_or_acquire() as producer:
             for _ in range(tasks):
                 self.send(task, argument, queue=queue, producer=producer)
         names = [worker.hostname for worker in workers]
         before = self._ended
-        # Nobody waits for the workers' answer: those on Redis take half a second for one.
-        self.client.control.add_consumer(queue, destination=names)
-        self._await(before + tasks)
+        with watch or nullcontext():
+            # Nobody waits for the workers' answer: those on Redis take half a second for one.
+            self.client.control.add_consumer(queue, destination=names)
+            self._await(before + tasks)
         self.client.control.cancel_consumer(queue, destination=names)
         moments = self._moments(before)
         edge = max(1, tasks // 10)

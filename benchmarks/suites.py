@@ -14,7 +14,7 @@ from tests.support.backends import Backend, Missing
 from tests.support.brokers import MessageBroker
 from tests.support.databases import JournalDatabase
 
-from . import disk, endtoend, floor, history, recovery, replay, scale, steps, waits
+from . import disk, endtoend, floor, history, processors, recovery, replay, scale, steps, waits
 from .bodies import Bodies, on
 from .harness import Case, Figure, Section, all_in, measure
 from .machine import database_facts
@@ -160,10 +160,14 @@ def _endtoend(bench: Bench, kind: str) -> list[Section]:
         for processes in (endtoend.FEW, endtoend.MANY):
             # Alone: one that has nothing to do still looks around.
             worker = stage.worker(concurrency=processes)
-            throughput = bench.measure(endtoend.loads(stage, processes, worker, quick=bench.quick))
+            loads = bench.measure(endtoend.loads(stage, processes, worker, quick=bench.quick))
+            throughput = {name: figure for name, figure in loads.items() if figure.unit == "1/s"}
+            taken = {name: figure for name, figure in loads.items() if name not in throughput}
             plain_rate = endtoend.rate(endtoend.PLAIN_TASK, processes)
             title = f"endtoend: throughput, {processes} pool processes"
             sections.append(Section(title, kind, throughput, all_in(throughput, plain_rate), endtoend.REMARKS))
+            title = f"endtoend: processor time, {processes} pool processes"
+            sections.append(Section(title, kind, taken, {}, list(processors.REMARKS)))
             if processes == endtoend.FEW:
                 latency = bench.measure(endtoend.latencies(stage, quick=bench.quick))
             worker.end()

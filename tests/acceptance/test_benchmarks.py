@@ -30,6 +30,8 @@ PARTS = {
     "replay: memory": 4,
     "endtoend: throughput, 2 pool processes": 6,
     "endtoend: throughput, 4 pool processes": 6,
+    "endtoend: processor time, 2 pool processes": 30,
+    "endtoend: processor time, 4 pool processes": 30,
     "endtoend: latency": 6,
     "endtoend: commits": 1,
     "scale": 12,
@@ -37,6 +39,11 @@ PARTS = {
     "waits": 2,
     "waits: memory": 2,
 }
+
+
+#: An heir may be quicker than a full lease, for it counts from the last renewal. SQLite has no server, sixty tasks may
+#: cost others less than the kernel counts, and nothing may be idle.
+MAYBE_NOTHING = ("beyond the lease", "database server", "broker", "idle")
 
 
 @pytest.mark.slow
@@ -55,8 +62,7 @@ def test_a_quick_run_measures_every_suite(database: JournalDatabase, broker: Mes
     for figure in (figure for found in figures.values() for figure in found):
         assert len(figure["rounds"]) == 1
         assert math.isfinite(figure["median"]), figure
-        # An heir may be quicker than a full lease: it counts from the last renewal.
-        assert figure["median"] > 0 or "beyond the lease" in figure["name"], figure
+        assert figure["median"] > 0 or any(words in figure["name"] for words in MAYBE_NOTHING), figure
         assert figure["name"] in run.stdout
     # One for all of a task; and a worker's commit for all of its tasks, now and then.
     [commits] = figures["endtoend: commits"]

@@ -35,6 +35,13 @@ class Arena(OutsideArena):
         assert all((entry["promise"], entry["token"]) == key for entry in more), "a replay gave another token away"
         return key
 
+    def await_asked(self, execution: str) -> None:
+        """Wait until an execution is suspended for its promise: kept earlier, it would not suspend at all."""
+        self.asked(execution)
+        eventually(
+            lambda: self.row(execution).state is celery_durable.State.SUSPENDED, 120, "not suspended", interval=0.05
+        )
+
     def keep(self, execution: str, value: Any = None) -> None:
         """Keep the promise of an execution."""
         celery_durable.resolve(*self.asked(execution), value, app=self.outside)

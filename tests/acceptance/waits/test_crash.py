@@ -21,8 +21,9 @@ from .arena import Arena
 # The first test of a database waits for all cells.
 pytestmark = [pytest.mark.brokers("redis"), pytest.mark.timeout(240)]
 
-#: Seconds, longer than a body takes from its step to its suspension where the machine is busy.
-LONG = 2.0
+#: Seconds, far longer than a body takes from its step to its suspension: where nothing but time ends the wait, a body
+#: that is slower than this finds it over and is never suspended.
+LONG = 10.0
 #: Task, its arguments, what it returns, whether somebody has to keep a promise.
 BODIES: dict[str, tuple[str, tuple[Any, ...], Any, bool]] = {
     "nap": ("nap", (LONG, "rested"), "rested", False),
@@ -83,8 +84,10 @@ def _play(arena: Arena) -> None:
         arena.send(point, "approve")
     for cell in CELLS:
         if BODIES[cell.body][3]:
+            arena.await_asked(str(cell))
             arena.keep(str(cell), "yes")
     for point in RESOLVER:
+        arena.await_asked(point)
         arena.keep_and_die(point, "yes", point)
         arena.keep(point, "yes")
     arena.await_settled([*map(str, CELLS), *RESOLVER], timeout=150)
