@@ -40,7 +40,7 @@ def references(figures: dict[str, Figure]) -> dict[str, str]:
 
 
 def _ours(bodies: Bodies, steps: int) -> list[Case]:
-    first, again, body = step(OURS), replayed(OURS), plain(steps)
+    first, again, body, guards = step(OURS), replayed(OURS), plain(steps), guarded(steps)
 
     def turn(note: Note) -> None:
         note(first, bodies.run(body)[0] / steps)
@@ -49,7 +49,7 @@ def _ours(bodies: Bodies, steps: int) -> list[Case]:
         note(again, bodies.run(body, execution)[1] / steps)
 
     def guarding(note: Note) -> None:
-        note(OURS_GUARDED, bodies.run(guarded(10))[1] / 10)
+        note(OURS_GUARDED, bodies.run(guards)[1] / steps)
 
     return [Case({first: "s", again: "s"}, turn), Case({OURS_GUARDED: "s"}, guarding)]
 
