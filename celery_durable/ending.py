@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -93,7 +92,7 @@ class Ending:
         try:
             return settle(batch)
         except JournalUnavailable:
-            self._runtime.writer.give_back(run.buffer, dataclasses.replace(batch, again=True))
+            self._runtime.writer.give_back(run.buffer, batch._replace(again=True))
             raise
 
     def settle(self, run: Run, error: BaseException) -> None:

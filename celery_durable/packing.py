@@ -12,7 +12,6 @@ payload; each column is a list, or a single value where all steps have the same.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, pairwise, repeat
@@ -83,7 +82,7 @@ def packed(batch: Batch) -> Batch:
         else:
             rows.append(entry)
     rows += _as_rows(run)
-    return batch if len(rows) == len(entries) else dataclasses.replace(batch, entries=tuple(rows))
+    return batch if len(rows) == len(entries) else batch._replace(entries=tuple(rows))
 
 
 def _as_rows(run: list[Entry]) -> list[Entry]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import inspect
 import time
 from collections.abc import Callable, Iterator
@@ -177,7 +176,7 @@ def carry_out(
                     operation.reset(token)
                 reached("step.after_effect", call.execution_id, name)
                 entry, again = action.conclude(value, (time.perf_counter_ns() - started) // 1000)
-                batch = dataclasses.replace(empty, entries=(entry,), steps=1)
+                batch = empty._replace(entries=(entry,), steps=1)
                 opened.finish(batch)
                 reached("transaction.before_commit", call.execution_id, name)
                 opened.commit(batch)

@@ -7,7 +7,6 @@ that nobody asks for are committed by a timer.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
 import time
@@ -268,7 +267,7 @@ class JournalWriter:
         with self._lock:
             for buffer, batches in work:
                 # In front: the order within an execution is the order of its entries.
-                buffer.limbo = [dataclasses.replace(b, again=True) for b in batches] + buffer.limbo
+                buffer.limbo = [b._replace(again=True) for b in batches] + buffer.limbo
                 self._soil(buffer)
 
     @staticmethod

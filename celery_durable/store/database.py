@@ -43,6 +43,9 @@ _INIT_COMMANDS: Final = frozenset({"pymysql", "mysqldb", "asyncmy"})
 #: statement that does nothing.
 _LET_GO: Final = "SET @celery_durable = 1 /*M!100300 , SESSION idle_transaction_timeout = {} */"
 
+#: A file has no server that could fall silent.
+_UNWATCHED: Final = contextlib.nullcontext()
+
 #: Held while a process makes an engine.
 _making = threading.Lock()
 #: What a parent process used; see :meth:`Database._make_engine`.
@@ -104,7 +107,6 @@ class Database:
             if self._autocommit is not None:
                 self._autocommit.dispose(close=False)
             tick = min(max(self.timeout / 10, _SHORTEST_TICK), _LONGEST_TICK)
-            # A file has no server that could fall silent.
             self._watchdog = None if self.dialect == "sqlite" else Watchdog(tick)
             self._engine = self._create()
             if self._usual is not None:
@@ -114,8 +116,8 @@ class Database:
             if self.dialect == "postgresql":
                 # Connections of its own: to turn one over for every statement costs as much as the statement.
                 self._autocommit = self._create(isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
-                if self.pooled and self._autocommit.dialect.driver == "psycopg":
-                    self._usual = Fused(Direct(self._autocommit, self._watchdog))
+                if self.pooled and self._watchdog is not None and self._autocommit.dialect.driver == "psycopg":
+                    self._usual = Fused(Direct(self._autocommit, self._watchdog, self.timeout))
             elif self._engine.dialect.driver == "pysqlite" and self.pooled and not self.in_memory:
                 self._usual = Scripted(self._create(poolclass=NullPool))
             self._checked = False
@@ -299,11 +301,17 @@ class Database:
             try:
                 if self._pid != os.getpid():
                     self._make_engine()
+                if not self._checked:
+                    with self._until(deadline):
+                        self.check_schema()
                 say, single = single, None
-                if self._watchdog is None:
-                    return self._say(attempt, say)
-                with self._watchdog.until(deadline):
-                    return self._say(attempt, say)
+                if say is not None and self._usual is not None:
+                    # It keeps the limit by itself.
+                    answer = say(self._usual)
+                    if answer is not None:
+                        return answer
+                with self._until(deadline):
+                    return attempt()
             except (exc.OperationalError, exc.InterfaceError, exc.InternalError, exc.TimeoutError) as error:
                 failure: Exception = error
             except exc.DBAPIError as error:
@@ -323,16 +331,10 @@ class Database:
         """A server that says nothing is an error at ``deadline`` (``time.monotonic()``)."""
         if self._pid != os.getpid():
             self._make_engine()
-        return contextlib.nullcontext() if self._watchdog is None else self._watchdog.until(deadline)
+        return self._until(deadline)
 
-    def _say(self, attempt: Callable[[], T], single: Callable[[Usual], T | None] | None) -> T:
-        if not self._checked:
-            self.check_schema()
-        if single is not None and self._usual is not None:
-            answer = single(self._usual)
-            if answer is not None:
-                return answer
-        return attempt()
+    def _until(self, deadline: float) -> contextlib.AbstractContextManager[None]:
+        return _UNWATCHED if self._watchdog is None else self._watchdog.until(deadline)
 
     # -- schema ---------------------------------------------------------------------------------------------
 

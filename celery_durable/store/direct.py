@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import operator
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -44,14 +45,15 @@ class _Form:
         # SQLAlchemy's words for parameters by number, which libpq wants; nothing else of that driver is used.
         numbered = statement.compile(dialect=asyncpg.dialect())  # type: ignore[no-untyped-call]
         self.sql = str(numbered).encode()
-        self.order: list[str] = list(numbered.positiontup)
+        #: Its parameters, in their order.
+        self.parameters: Callable[[dict[str, Any]], tuple[Any, ...]] = _picker(numbered.positiontup)
         self.name = f"durable_{next(self._numbers)}".encode()
 
 
 class _Line:
     """A connection, kept for one statement after the other."""
 
-    def __init__(self, connection: Any, watchdog: Watchdog | None) -> None:
+    def __init__(self, connection: Any) -> None:
         self.connection = connection
         self.driver: Any = connection.dbapi_connection
         self.since = time.monotonic()
@@ -65,7 +67,7 @@ class _Line:
             self.pq: Any = psycopg.pq
             self.fine = (psycopg.pq.ExecStatus.TUPLES_OK, psycopg.pq.ExecStatus.COMMAND_OK)
         # A descriptor of its own: the driver may close its one, and the system give it away, at any moment.
-        self.watched = -1 if watchdog is None else os.dup(self.driver.fileno())
+        self.watched = os.dup(self.driver.fileno())
 
     def rows(self, form: _Form, values: dict[str, Any]) -> list[Any]:
         """What a query finds. The driver's cursor, which makes values of it, is worth its price here."""
@@ -82,21 +84,14 @@ class _Line:
             found = cursor.fetchone() is not None
             cursor.close()
             return found
-        given = {**form.constants, **values}
-        data: list[bytes | None] = []
-        formats = []
-        for name in form.order:
-            value = given[name]
-            kind = type(value)
-            if kind is bytes:
-                formats.append(1)
-            else:
-                formats.append(0)
-                if kind is int:
-                    value = b"%d" % value
-                elif value is not None:
-                    value = _text(value, self.encoding)
-            data.append(value)
+        given = form.parameters({**form.constants, **values} if form.constants else values)
+        data = [
+            value if type(value) is bytes or value is None
+            else b"%d" % value if type(value) is int
+            else _text(value, self.encoding)
+            for value in given
+        ]  # fmt: skip
+        formats = [type(value) is bytes for value in given]
         if not self.prepares:
             result = self.libpq.exec_params(form.sql, data, None, formats)
         else:
@@ -131,11 +126,13 @@ class Direct:
 
     :param engine: in autocommit mode; its driver takes parameters by name.
     :param watchdog: ends waits for a silent server.
+    :param timeout: longest wait for an answer, in seconds.
     """
 
-    def __init__(self, engine: Engine, watchdog: Watchdog | None) -> None:
+    def __init__(self, engine: Engine, watchdog: Watchdog, timeout: float) -> None:
         self._engine = engine
         self._watchdog = watchdog
+        self._timeout = timeout
         self._forms: dict[sa.Executable, _Form] = {}
         #: The latest first, so that those that are not needed grow old.
         self._idle: deque[_Line] = deque()
@@ -158,9 +155,11 @@ class Direct:
         form = self._forms.get(statement)
         if form is None:
             form = self._forms[statement] = _Form(statement, self._engine)
+        now = time.monotonic()
+        deadline = now + self._timeout
         while True:
-            line = self._take()
-            guard = None if self._watchdog is None else self._watchdog.guard(line.watched)
+            line = self._take(now, deadline)
+            guard = self._watchdog.guard(line.watched, deadline)
             try:
                 found = ask(line, form, values)
             except self._engine.dialect.loaded_dbapi.Error as error:
@@ -187,25 +186,26 @@ class Direct:
             while True:
                 self._idle.pop().close()
 
-    def _take(self) -> _Line:
+    def _take(self, now: float, deadline: float) -> _Line:
         while self._idle:
             try:
                 line = self._idle.pop()
             except IndexError:
                 break  # another thread was faster
-            if time.monotonic() - line.since < _AGE:
+            if now - line.since < _AGE:
                 return line
             line.close()
-        try:
-            line = _Line(self._engine.raw_connection(), self._watchdog)
-        except self._engine.dialect.loaded_dbapi.Error as error:
-            raise self._lost(error, "connect") from error
+        with self._watchdog.until(deadline):
+            try:
+                line = _Line(self._engine.raw_connection())
+            except self._engine.dialect.loaded_dbapi.Error as error:
+                raise self._lost(error, "connect") from error
         line.prepares = line.prepares and self._prepares
         return line
 
-    def _released(self, line: _Line, guard: int | None) -> bool:
+    def _released(self, line: _Line, guard: int) -> bool:
         """The wait is over; True when the watchdog has ended it: then the descriptor is the watchdog's."""
-        if guard is None or self._watchdog is None or self._watchdog.forget(guard):
+        if self._watchdog.forget(guard):
             return False
         line.watched = -1
         return True
@@ -235,6 +235,12 @@ class Direct:
             connection_invalidated=lost,
             dialect=dialect,
         )
+
+
+def _picker(names: Sequence[str]) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
+    if len(names) < 2:
+        return lambda given: tuple(given[name] for name in names)
+    return operator.itemgetter(*names)
 
 
 def _text(value: object, encoding: str) -> bytes:

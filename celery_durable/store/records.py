@@ -239,8 +239,7 @@ class Journaled(NamedTuple):
     payload: bytes | None
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """Entries of one execution that are committed together."""
 
     fence: Fence

@@ -55,15 +55,20 @@ class Watchdog:
         """
         return _Until(self, deadline)
 
-    def guard(self, descriptor: int) -> int | None:
-        """Guard a descriptor that is the caller's until :meth:`forget` says otherwise; None outside :meth:`until`.
+    def guard(self, descriptor: int, deadline: float) -> int:
+        """Guard a descriptor that is the caller's until :meth:`forget` says otherwise.
 
-        Unlike SQLAlchemy's connections, it is not let go of at the end of that.
+        Unlike SQLAlchemy's connections, it needs no :meth:`until`.
+
+        :returns: its number here.
         """
-        guard = getattr(self._here, "guard", None)
-        if guard is None or descriptor < 0:
-            return None
-        return self._watch(guard[0], descriptor)
+        number = next(self._numbers)
+        self._guarded[number] = (deadline, descriptor)
+        if not self._started:
+            self._started = True
+            watchdog = weakref.ref(self)  # its thread must not keep it alive
+            native_thread(lambda sleep: _patrol(watchdog, sleep), "durable-watchdog")
+        return number
 
     def forget(self, number: int) -> bool:
         """Guard this no more; False where it came to its deadline: then it is shut down and will be closed."""
@@ -111,16 +116,7 @@ class Watchdog:
         deadline, numbers = guard
         # A descriptor of its own: the driver may close its one, and the system give it away, at any moment.
         own = os.dup(fileno())
-        numbers.append(self._watch(deadline, own))
-
-    def _watch(self, deadline: float, descriptor: int) -> int:
-        number = next(self._numbers)
-        self._guarded[number] = (deadline, descriptor)
-        if not self._started:
-            self._started = True
-            watchdog = weakref.ref(self)  # its thread must not keep it alive
-            native_thread(lambda sleep: _patrol(watchdog, sleep), "durable-watchdog")
-        return number
+        numbers.append(self.guard(own, deadline))
 
 
 class _Until:
