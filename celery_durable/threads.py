@@ -1,8 +1,9 @@
-"""Threads of the library's own: native ones, which no signal disturbs."""
+"""Threads of the library's own: native ones, which no signal disturbs; and what they share with greenlets."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-__all__ = ["is_patched", "native_thread", "without_signals"]
+__all__ = ["close_at_once", "is_patched", "native_thread", "without_signals"]
 
 #: A thread that causes one of these itself must get it.
 _ITS_OWN: Final = frozenset({"SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTRAP"})
@@ -62,3 +63,13 @@ def native_thread(target: Callable[[Callable[[float], None]], None], name: str) 
             original.start(target, (original.sleep,))
         else:
             threading.Thread(target=target, args=(original.sleep,), name=name, daemon=True).start()
+
+
+def close_at_once(descriptor: int) -> None:
+    """Close a descriptor that nobody polls.
+
+    The ``os.close`` of gevent's puts that off until its loop comes round, and meanwhile knows the number as one that is
+    being closed. Another thread may get the number a moment before gevent forgets it, and could not close it then.
+    """
+    gevent = sys.modules.get("gevent.monkey")
+    (os.close if gevent is None else gevent.get_original("os", "close"))(descriptor)

@@ -20,7 +20,7 @@ from sqlalchemy import exc
 from sqlalchemy.dialects.postgresql import asyncpg
 from sqlalchemy.engine import Engine
 
-from ..threads import is_patched
+from ..threads import close_at_once, is_patched
 from .watchdog import Watchdog
 
 __all__ = ["Direct"]
@@ -115,7 +115,7 @@ class _Line:
 
     def close(self, error: Exception | None = None) -> None:
         if self.watched >= 0:
-            os.close(self.watched)
+            close_at_once(self.watched)
             self.watched = -1
         self.connection.invalidate(error)
         self.connection.close()

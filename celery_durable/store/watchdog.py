@@ -21,7 +21,7 @@ from typing import Any
 from sqlalchemy import event, exc
 from sqlalchemy.engine import Engine
 
-from ..threads import native_thread
+from ..threads import close_at_once, native_thread
 
 __all__ = ["Watchdog"]
 
@@ -80,7 +80,7 @@ class Watchdog:
         numbers.clear()
         for guarded in taken:
             if guarded is not None:
-                os.close(guarded[1])
+                close_at_once(guarded[1])
         return None not in taken
 
     def look(self) -> None:

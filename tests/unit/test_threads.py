@@ -56,3 +56,25 @@ os.kill(os.getpid(), signal.SIGUSR1)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
+
+
+def test_a_descriptor_is_closed_at_once_under_gevent_too() -> None:
+    program = """
+from gevent import monkey
+monkey.patch_all()
+import gevent, os, socket
+from celery_durable.threads import close_at_once
+gevent.sleep(0)  # its loop is there
+ours, theirs = socket.socketpair()
+number = os.dup(ours.fileno())
+close_at_once(number)
+try:
+    os.fstat(number)
+except OSError:
+    print("closed")
+# Nobody remembers the number: whoever gets it can close it.
+assert os.dup(ours.fileno()) == number
+os.close(number)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.returncode) == ("closed\n", 0), done.stderr

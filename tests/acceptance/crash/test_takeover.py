@@ -34,12 +34,12 @@ def _lives(pid: int) -> bool:
         return False
 
 
-def _begin(arena: Arena, task: str, stops: list[Cell]) -> tuple[WorkerProcess, list[int]]:
+def _begin(arena: Arena, task: str, stops: list[Cell], **conf: float) -> tuple[WorkerProcess, list[int]]:
     """A worker begins these executions, and each of its processes is stopped in the middle of one."""
     for cell in stops:
         for kill in cell.kills:
             arena.arm(cell.id, kill.point, action="stop", step=kill.step)
-    worker = arena.worker(name="first", concurrency=len(stops))
+    worker = arena.worker(name="first", concurrency=len(stops), conf=conf)
     for cell in stops:
         arena.send(cell.id, task, cell.edge)
 
@@ -51,7 +51,8 @@ def _begin(arena: Arena, task: str, stops: list[Cell]) -> tuple[WorkerProcess, l
 
 
 def test_another_worker_takes_over_from_a_killed_one_after_the_lease(arena: Arena):
-    lost, children = _begin(arena, "cell", IN_HAND)
+    # Stopped processes prolong no lease: this one outlasts the start of another worker.
+    lost, children = _begin(arena, "cell", IN_HAND, durable_lease_timeout=10.0)
     arena.worker(name="heir", concurrency=2)
     assert {arena.row(cell.id).epoch for cell in IN_HAND} == {1}
     lost.kill()
