@@ -9,12 +9,14 @@ from celery_durable import DurableContext
 from . import ingredients
 from .bodies import GUARDED, Bodies, double
 from .floor import Floor, bare, python
-from .harness import Case, Note
+from .harness import Case, Note, stopwatch
 
 __all__ = ["FIVE_GUARDED", "GUARDED_STEP", "cases", "inside", "whole"]
 
 GUARDED_STEP = "guarded step"
 FIVE_GUARDED = "5 guarded steps, whole execution"
+#: The commits of the latter, said by the driver alone: a disk's bad moments are in both.
+ELEVEN = "11 bare commits, as many as 5 guarded steps"
 PARALLEL = "step in a parallel scope of 8"
 
 
@@ -79,6 +81,16 @@ def _guarded(bodies: Bodies, executions: int) -> Case:
     return Case({GUARDED_STEP: "s", FIVE_GUARDED: "s"}, turn)
 
 
+def _eleven(ground: Floor, turns: int) -> Case:
+    def turn(note: Note) -> None:
+        for _ in range(turns):
+            with stopwatch(note, ELEVEN):
+                for _ in range(11):
+                    ground.commit_one()
+
+    return Case({ELEVEN: "s"}, turn)
+
+
 def _parallel(bodies: Bodies, executions: int) -> Case:
     def turn(note: Note) -> None:
         for _ in range(executions):
@@ -114,6 +126,7 @@ def cases(bodies: Bodies, ground: Floor, *, quick: bool) -> list[Case]:
         *(_of_length(bodies, steps, executions) for steps, executions in lengths.items()),
         # Enough of them for a 99th percentile.
         _guarded(bodies, 5 if quick else 100),
+        _eleven(ground, 5 if quick else 100),
         _parallel(bodies, some),
         _with_result(bodies, "1 KB", "x" * 1000, some),
         _with_result(bodies, "100 KB", "x" * 100_000, 1 if quick else 5),

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: Suite → how many figures it has on SQLite in a quick run.
 PARTS = {
     "floor": 2,
-    "steps": 24,
+    "steps": 25,
     "replay": 8,
     "replay: memory": 4,
     "endtoend: throughput, 2 pool processes": 6,
