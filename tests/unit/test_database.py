@@ -151,7 +151,7 @@ def test_a_server_that_cannot_be_reached_is_told_within_the_bound(
     began = time.monotonic()
     with pytest.raises(JournalUnavailable) as caught:
         getattr(journal, method)(lambda connection: pytest.fail("nobody is there"))
-    assert 0.2 < time.monotonic() - began < 20
+    assert 0.2 < time.monotonic() - began < 1.5
     start = (
         f"[CD501] the journal's database ({shown.format(closed_port)}) did not commit within 0.7 s "
         f"(durable_ack_timeout): {cause}"
@@ -170,7 +170,7 @@ def test_a_call_may_have_a_bound_of_its_own(closed_port: int):
         began = time.monotonic()
         with pytest.raises(JournalUnavailable, match=r"did not commit within 0\.2 s"):
             run(count, timeout=0.2)
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - began < 2
 
 
 def test_a_locked_database_is_told_within_the_bound(url: str, journal: Database):
@@ -182,7 +182,7 @@ def test_a_locked_database_is_told_within_the_bound(url: str, journal: Database)
         began = time.monotonic()
         with pytest.raises(JournalUnavailable, match=r"\(durable_ack_timeout\): OperationalError: database is locked$"):
             hasty.write(insert)
-        assert 0.3 < time.monotonic() - began < 20
+        assert 0.3 < time.monotonic() - began < 2
         # Reads do not wait for writers.
         assert hasty.read(count) == 0
 
@@ -394,7 +394,7 @@ def test_the_clock(journal: Database):
     for run in (journal.read, journal.write):
         told = run(lambda connection: connection.scalar(sa.select(now_ms())))
         assert type(told) is int
-        assert abs(told - time.time() * 1000) < 60_000
+        assert abs(told - time.time() * 1000) < 1000
 
 
 # -- fork -------------------------------------------------------------------------------------------------------
