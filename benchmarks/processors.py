@@ -42,7 +42,10 @@ def account(note: Note, kind: str, tasks: int, workers: Sequence[WorkerProcess])
     parts = {
         PARTS[0]: [psutil.Process(worker.pid) for worker in workers],
         PARTS[1]: [psutil.Process(pid) for worker in workers for pid in worker.children()],
-        **{part: [p for p in psutil.process_iter() if _name(p) in names] for part, names in _SERVERS.items()},
+        **{
+            part: [p for p in psutil.process_iter(["name"]) if p.info["name"] in names]
+            for part, names in _SERVERS.items()
+        },
     }
     before = {part: _taken(processes) for part, processes in parts.items()}
     idle, total = _machine()
@@ -60,13 +63,6 @@ def _machine() -> tuple[float, float]:
     # Linux counts a guest's time in the user's too.
     guests: float = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
     return times.idle + getattr(times, "iowait", 0.0), sum(times) - guests
-
-
-def _name(process: psutil.Process) -> str:
-    try:
-        return str(process.name())
-    except psutil.NoSuchProcess:
-        return ""
 
 
 def _taken(processes: Sequence[psutil.Process]) -> dict[int, float]:

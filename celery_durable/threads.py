@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import importlib
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -45,24 +44,21 @@ def is_patched() -> bool:
     )
 
 
-class _Original:
-    """The unpatched standard library, where gevent has patched it."""
-
-    def __init__(self) -> None:
-        gevent = sys.modules.get("gevent.monkey")
-        get = gevent.get_original if gevent is not None and gevent.is_module_patched("threading") else None
-        self.start: Any = get("_thread", "start_new_thread") if get else None
-        self.sleep: Callable[[float], None] = get("time", "sleep") if get else time.sleep
+def _original(module: str, name: str) -> Any:
+    """What the standard library has there, whatever gevent has put in its place."""
+    gevent = sys.modules.get("gevent.monkey")
+    return getattr(importlib.import_module(module), name) if gevent is None else gevent.get_original(module, name)
 
 
 def native_thread(target: Callable[[Callable[[float], None]], None], name: str) -> None:
     """Run ``target(sleep)`` in a daemon thread of the operating system, whatever has been patched."""
-    original = _Original()
+    gevent = sys.modules.get("gevent.monkey")
+    given = (_original("time", "sleep"),)
     with without_signals():
-        if original.start is not None:
-            original.start(target, (original.sleep,))
+        if gevent is not None and gevent.is_module_patched("threading"):
+            _original("_thread", "start_new_thread")(target, given)
         else:
-            threading.Thread(target=target, args=(original.sleep,), name=name, daemon=True).start()
+            threading.Thread(target=target, args=given, name=name, daemon=True).start()
 
 
 def close_at_once(descriptor: int) -> None:
@@ -71,5 +67,4 @@ def close_at_once(descriptor: int) -> None:
     The ``os.close`` of gevent's puts that off until its loop comes round, and meanwhile knows the number as one that is
     being closed. Another thread may get the number a moment before gevent forgets it, and could not close it then.
     """
-    gevent = sys.modules.get("gevent.monkey")
-    (os.close if gevent is None else gevent.get_original("os", "close"))(descriptor)
+    _original("os", "close")(descriptor)

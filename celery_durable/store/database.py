@@ -302,7 +302,7 @@ class Database:
                 if self._pid != os.getpid():
                     self._make_engine()
                 if not self._checked:
-                    with self._until(deadline):
+                    with self.until(deadline):
                         self.check_schema()
                 say, single = single, None
                 if say is not None and self._usual is not None:
@@ -310,7 +310,7 @@ class Database:
                     answer = say(self._usual)
                     if answer is not None:
                         return answer
-                with self._until(deadline):
+                with self.until(deadline):
                     return attempt()
             except (exc.OperationalError, exc.InterfaceError, exc.InternalError, exc.TimeoutError) as error:
                 failure: Exception = error
@@ -331,9 +331,6 @@ class Database:
         """A server that says nothing is an error at ``deadline`` (``time.monotonic()``)."""
         if self._pid != os.getpid():
             self._make_engine()
-        return self._until(deadline)
-
-    def _until(self, deadline: float) -> contextlib.AbstractContextManager[None]:
         return _UNWATCHED if self._watchdog is None else self._watchdog.until(deadline)
 
     # -- schema ---------------------------------------------------------------------------------------------

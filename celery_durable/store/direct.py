@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import operator
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -45,8 +44,7 @@ class _Form:
         # SQLAlchemy's words for parameters by number, which libpq wants; nothing else of that driver is used.
         numbered = statement.compile(dialect=asyncpg.dialect())  # type: ignore[no-untyped-call]
         self.sql = str(numbered).encode()
-        #: Its parameters, in their order.
-        self.parameters: Callable[[dict[str, Any]], tuple[Any, ...]] = _picker(numbered.positiontup)
+        self.order: list[str] = list(numbered.positiontup)
         self.name = f"durable_{next(self._numbers)}".encode()
 
 
@@ -84,7 +82,8 @@ class _Line:
             found = cursor.fetchone() is not None
             cursor.close()
             return found
-        given = form.parameters({**form.constants, **values} if form.constants else values)
+        named = {**form.constants, **values}
+        given = [named[name] for name in form.order]
         data = [
             value if type(value) is bytes or value is None
             else b"%d" % value if type(value) is int
@@ -235,12 +234,6 @@ class Direct:
             connection_invalidated=lost,
             dialect=dialect,
         )
-
-
-def _picker(names: Sequence[str]) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
-    if len(names) < 2:
-        return lambda given: tuple(given[name] for name in names)
-    return operator.itemgetter(*names)
 
 
 def _text(value: object, encoding: str) -> bytes:
