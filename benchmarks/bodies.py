@@ -15,7 +15,7 @@ from celery.exceptions import Reject
 from kombu import serialization
 
 from celery_durable import DurableContext, DurableTask, Intent, OnAmbiguous, StepDescriptor
-from celery_durable.envelope import RAW_KEY
+from celery_durable.messaging.envelope import RAW_KEY
 from celery_durable.runtime import Runtime
 from celery_durable.store import migrations
 

@@ -13,6 +13,7 @@ from .endtoend import BARE_TASK, FEW, MANY, PLAIN_TASK, commits_of, durable, rat
 from .floor import BARE
 from .harness import Figure, Section, ratio
 from .ingredients import APPEND, ENTRIES
+from .looks import look_of
 from .peers.suite import OURS, OURS_GUARDED, replayed, step
 from .recovery import KILLED_PROCESS, KILLED_WORKER
 from .replay import memory_of
@@ -144,16 +145,20 @@ ROWS: tuple[Row, ...] = (
 
 
 def of_journal(size: int) -> tuple[Row, ...]:
-    """A journal with so many finished executions, beside an empty one."""
-    return tuple(
-        Row(
-            f"{what}: journal of {size:,}, in that of an empty one",
-            "scale",
-            name_of(what, size),
-            1.25,
-            name_of(what, 0),
-        )
-        for what in MEASURED
+    """A journal with so many finished executions, or sleepers, beside an empty one."""
+    look = f"look of recovery: {size:,} asleep, in that of an empty journal"
+    return (
+        Row(look, "looks", look_of(size), 1.25, of=look_of(0)),
+        *(
+            Row(
+                f"{what}: journal of {size:,}, in that of an empty one",
+                "scale",
+                name_of(what, size),
+                1.25,
+                name_of(what, 0),
+            )
+            for what in MEASURED
+        ),
     )
 
 

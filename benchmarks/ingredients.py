@@ -9,9 +9,9 @@ from typing import Any
 from celery_durable.codec import Codec
 from celery_durable.effects import Effect
 from celery_durable.identity import fingerprint, idempotency_key
+from celery_durable.journal.writer import ExecutionBuffer, JournalWriter
 from celery_durable.store.journal import Journal
 from celery_durable.store.records import EffectCode, Entry, EntryKind, Opened, OpenRequest, StoredPayload
-from celery_durable.writer import ExecutionBuffer, JournalWriter
 
 from .bodies import Bodies
 from .harness import Case, Note
@@ -43,7 +43,7 @@ def _computed(times: int) -> list[Case]:
     return [
         _repeated("fingerprint of a number", lambda: fingerprint("charge", effect, (7,), {}), times),
         _repeated("fingerprint of an order", lambda: fingerprint("charge", effect, (_ORDER,), {}), times),
-        _repeated("idempotency key", lambda: idempotency_key("order-7", "charge", print_of_number, 0), times),
+        _repeated("idempotency key", lambda: idempotency_key("shop", "order-7", "charge", print_of_number, 0), times),
         _repeated("encode and decode a number", lambda: codec.roundtrip(7), times),
         _repeated("encode and decode an order", lambda: codec.roundtrip(_ORDER), times),
         _repeated("encode and decode 1 KB of text", lambda: codec.roundtrip("x" * 1000), times),

@@ -12,9 +12,10 @@ from pathlib import Path
 from tests.support import brokers, databases
 from tests.support.backends import Backend, Missing
 from tests.support.brokers import MessageBroker
+from tests.support.crowd import populate
 from tests.support.databases import JournalDatabase
 
-from . import disk, endtoend, floor, history, processors, recovery, replay, scale, steps, waits
+from . import disk, endtoend, floor, history, looks, processors, recovery, replay, scale, steps, waits
 from .bodies import Bodies, on
 from .harness import Case, Figure, Section, all_in, measure
 from .machine import database_facts
@@ -199,6 +200,21 @@ def _scale(bench: Bench, kind: str) -> list[Section]:
     return sections
 
 
+def _looks(bench: Bench, kind: str) -> list[Section]:
+    sizes = scale.sizes(bench.quick, bench.million)
+    with ExitStack() as stack:
+        cases = []
+        for size in sizes:
+            database = stack.enter_context(bench.database(kind))
+            bodies = stack.enter_context(on(database.url))
+            bench.progress(f"putting {size:,} to sleep")
+            bodies.runtime.database.check_schema()
+            populate(database.engine(), bodies.runtime.settings.namespace, size, 0, size // 10, bare=True)
+            cases += looks.cases(bodies, size, quick=bench.quick)
+        figures = bench.measure(cases)
+    return [Section("looks", kind, figures, looks.references(sizes), list(looks.REMARKS))]
+
+
 def _recovery(bench: Bench, kind: str) -> list[Section]:
     with bench.stage(kind) as stage, bench.stage(kind) as other:
         figures = bench.measure(recovery.cases(stage, other))
@@ -245,6 +261,7 @@ SUITES: dict[str, Callable[[Bench, str], list[Section]]] = {
     "replay": _replay,
     "endtoend": _endtoend,
     "scale": _scale,
+    "looks": _looks,
     "recovery": _recovery,
     "waits": _waits,
     "peers": _peers,

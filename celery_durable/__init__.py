@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
-from .context import DurableContext
-from .current import StepHandle, current_step
-from .effects import DID_NOT_HAPPEN, UNKNOWN, Effect, Guard, Happened, Intent, OnAmbiguous, Verdict, guarded
+from .app.closing import close
+from .client.enqueue import enqueue
+from .client.handle import ExecutionHandle, ExecutionStatus, StepInfo, get
+from .client.promises import heartbeat, reject, resolve
+from .context.durable import DurableContext
+from .context.logger import get_logger
+from .context.parallel import Branch, Parallel
+from .effects import (
+    DID_NOT_HAPPEN,
+    UNKNOWN,
+    DjangoTransactional,
+    Effect,
+    Guard,
+    Happened,
+    Intent,
+    OnAmbiguous,
+    Transactional,
+    Verdict,
+    guarded,
+    transactional,
+)
 from .errors import (
     AmbiguityPolicyRequired,
     AmbiguousEffect,
@@ -15,6 +33,7 @@ from .errors import (
     ContextClosed,
     DurableError,
     DurableIdConflict,
+    EntryRefused,
     ErrorPlaceholder,
     ExecutionCancelled,
     ExecutionParked,
@@ -41,20 +60,17 @@ from .errors import (
     WrongState,
     WrongToken,
 )
-from .handle import ExecutionHandle, ExecutionStatus, StepInfo, get
-from .logger import get_logger
-from .outbox import enqueue
-from .parallel import Branch, Parallel
-from .promise import Promise, Selected, Timer
-from .publish import outbox_batch
-from .resolving import heartbeat, reject, resolve
-from .retry import Retry
-from .signals import execution_parked
-from .step import Step, StepDescriptor, StepRecord, step
+from .journal.timeline import StepOutcome
+from .messaging.publishing import outbox_batch
+from .signals import ambiguity_decided, execution_parked
+from .steps.call import StepHandle
+from .steps.current import current_step
+from .steps.decorator import Step, step
+from .steps.descriptor import StepDescriptor, StepRecord
+from .steps.retry import Retry
 from .store.records import State
-from .task import DurableTask
-from .timeline import StepOutcome
-from .transactional import DjangoTransactional, Transactional, transactional
+from .task import DurableTask, durable_task
+from .waits.promise import Promise, Selected, Timer
 
 __all__ = [
     "DID_NOT_HAPPEN",
@@ -73,6 +89,7 @@ __all__ = [
     "DurableIdConflict",
     "DurableTask",
     "Effect",
+    "EntryRefused",
     "ErrorPlaceholder",
     "ExecutionCancelled",
     "ExecutionHandle",
@@ -118,7 +135,10 @@ __all__ = [
     "Verdict",
     "WrongState",
     "WrongToken",
+    "ambiguity_decided",
+    "close",
     "current_step",
+    "durable_task",
     "enqueue",
     "execution_parked",
     "get",
@@ -131,3 +151,27 @@ __all__ = [
     "step",
     "transactional",
 ]
+
+# Journals name classes as `module:qualname`. These may be values in them, so their names must not depend on where they
+# are defined in the package.
+for _value in (
+    Effect,
+    ExecutionStatus,
+    Guard,
+    Happened,
+    Intent,
+    OnAmbiguous,
+    Retry,
+    Selected,
+    State,
+    StepInfo,
+    StepOutcome,
+    StepRecord,
+):
+    _value.__module__ = __name__
+del _value
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return [*__all__, "__all__", "__doc__"]

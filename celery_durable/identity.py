@@ -21,18 +21,9 @@ from typing import Any, Final
 
 from blake3 import blake3
 
-from celery_durable.codec.canonical import (
-    FORMS,
-    NoCanonicalForm,
-    canonical,
-    form_of,
-    lengthy,
-    refusal,
-    text_form,
-    too_deep,
-)
-from celery_durable.codec.refusal import path_text
-from celery_durable.errors import FingerprintError
+from .codec.canonical import FORMS, NoCanonicalForm, canonical, form_of, lengthy, refusal, text_form, too_deep
+from .codec.refusal import path_text
+from .errors import FingerprintError
 
 __all__ = [
     "call_hash",
@@ -97,9 +88,12 @@ def fingerprint_of(name: str, effect_tag: str, value: Any) -> bytes:
     return blake3(_prefix(_OVER_VALUE, name, effect_tag) + form).digest()
 
 
-def idempotency_key(execution_id: str, name: str, fingerprint: bytes, occurrence: int, lane: str = "") -> bytes:
+def idempotency_key(
+    namespace: str, execution_id: str, name: str, fingerprint: bytes, occurrence: int, lane: str = ""
+) -> bytes:
     """The 32 bytes that name one effect of one execution in the world.
 
+    :param namespace: setting ``durable_namespace``: two applications may have executions of one id, and one gateway.
     :param execution_id: id of the execution.
     :param name: the step's name.
     :param fingerprint: of the step.
@@ -109,6 +103,7 @@ def idempotency_key(execution_id: str, name: str, fingerprint: bytes, occurrence
     """
     data = b"".join(
         (
+            lengthy(namespace),
             lengthy(execution_id),
             lengthy(name),
             lengthy(lane),
@@ -152,7 +147,7 @@ def _call_form(task: str, label: str, value: Any) -> bytes:
         reason = error if isinstance(error, NoCanonicalForm) else too_deep()
         raise FingerprintError(
             f"{label} of task {task!r} has no canonical form: {path_text(reason.path)} is {reason}. A durable_id names "
-            "one call, so that a second one is compared with it by its arguments. Pass plain data.",
+            "one call, and a second call is compared with it by its arguments. Pass plain data.",
             task=task,
             argument=label,
         ) from error
@@ -179,12 +174,17 @@ def promise_id(namespace: str, execution_id: str, lane: str, name: str, occurren
     return _PROMISE.copy().update(words + b"%d," % occurrence).hexdigest(16)
 
 
-def child_id(namespace: str, execution_id: str, lane: str, name: str, occurrence: int) -> str:
+def child_id(
+    namespace: str, execution_id: str, lane: str, name: str, occurrence: int, *, key: bytes | None = None
+) -> str:
     """The 32 hex digits of a child task: the promise that its end keeps has them as its id, and its task id is the
     UUID of them. Neither arguments nor position are in it; parameters as of :func:`promise_id`.
+
+    :param key: 32 bytes, without which nobody can compute the id; None: everybody can.
     """
-    words = b"".join(map(lengthy, (namespace, execution_id, lane, name)))
-    return _CHILD.copy().update(words + b"%d," % occurrence).hexdigest(16)
+    words = b"".join(map(lengthy, (namespace, execution_id, lane, name))) + b"%d," % occurrence
+    hashed = _CHILD.copy().update(words) if key is None else blake3(words, key=key)
+    return hashed.hexdigest(16)
 
 
 def child_of(promise: str) -> str:
@@ -197,7 +197,7 @@ def child_print(name: str, form: Any) -> bytes:
 
     :param name: what the journal calls it.
     :param form: what is called, in plain data.
-    :raises FingerprintError: for an argument without canonical form.
+    :raises FingerprintError: for an argument without a canonical form.
     """
     try:
         shape = form_of(form, 0)
@@ -206,8 +206,8 @@ def child_print(name: str, form: Any) -> bytes:
         path = path_text(reason.path)
         raise FingerprintError(
             f"the call {name!r} has no canonical form: {path} of [task, arguments, keyword arguments] is {reason}. A "
-            "replay knows a child again by its arguments. Pass plain data, such as the id by which the child finds "
-            "the object.",
+            "replay recognizes a child by its arguments. Pass plain data, such as the id by which the child finds the "
+            "object.",
             where=f"the call {name!r}",
             path=path,
         ) from error

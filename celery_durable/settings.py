@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import difflib
 import math
 import re
@@ -13,7 +14,9 @@ from celery import _state
 
 from .codec.formats import format_of_setting
 from .errors import ConfigurationError
-from .retention import read_ages, read_amounts, read_seconds
+from .store import django_place
+from .store.pooler import POOLERS
+from .store.records import FINAL_STATES
 from .store.urls import parse_url
 
 if TYPE_CHECKING:
@@ -53,6 +56,20 @@ def _codes(value: Any) -> tuple[str, ...]:
     return codes
 
 
+def _names(value: Any) -> tuple[str, ...]:
+    names = tuple(value) if isinstance(value, (list, tuple, set, frozenset)) else (None,)
+    if not all(map(_text, names)):
+        raise ValueError
+    return names
+
+
+def _module_names(value: Any) -> tuple[str, ...]:
+    names = _names(value)
+    if not all(part.isidentifier() for name in names for part in name.split(".")):
+        raise ValueError
+    return names
+
+
 def _secrets(value: Any) -> bool:
     texts = [value] if isinstance(value, str) else value
     return value is None or (
@@ -64,6 +81,59 @@ def _secrets(value: Any) -> bool:
 
 def _setting(default: Any, check: Callable[[Any], bool], wants: str, *, secret: bool = False) -> Any:
     return field(default=default, metadata={"check": check, "wants": wants, "secret": secret}, repr=not secret)
+
+
+def _read_seconds(value: Any) -> float | None:
+    """A duration as people write it, in seconds; None for no end.
+
+    :raises ValueError: when it is none.
+    """
+    if value is None:
+        return None
+    if isinstance(value, dt.timedelta):
+        value = value.total_seconds()
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
+        raise ValueError
+    return float(value)
+
+
+def _per_state(value: Mapping[Any, Any]) -> dict[str, Any]:
+    known = {state.value for state in FINAL_STATES}
+    given = {str(state): each for state, each in value.items() if isinstance(state, str)}
+    if len(given) < len(value) or not given.keys() <= known:
+        raise ValueError
+    return given
+
+
+def _read_ages(value: Any) -> dict[str, float] | None:
+    """How long what has ended is kept: state → seconds; states that are not there are kept for ever.
+
+    :raises ValueError: when it says no such thing.
+    """
+    if isinstance(value, Mapping):
+        ages = {state: _read_seconds(each) for state, each in _per_state(value).items()}
+    else:
+        ages = dict.fromkeys(sorted(state.value for state in FINAL_STATES), _read_seconds(value))
+    return {state: age for state, age in ages.items() if age is not None} or None
+
+
+def _read_amounts(value: Any) -> int | dict[str, int] | None:
+    """How much is kept: of everything together, or state → how much of it.
+
+    :raises ValueError: when it says no such thing.
+    """
+    if isinstance(value, Mapping):
+        amounts = {state: _amount(each) for state, each in _per_state(value).items()}
+        return {state: each for state, each in amounts.items() if each is not None} or None
+    return _amount(value)
+
+
+def _amount(value: Any) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError
+    return value
 
 
 def _read_setting(default: Any, read: Callable[[Any], Any], wants: str) -> Any:
@@ -99,12 +169,25 @@ class Settings:
     max_payload_bytes: int = _setting(1_048_576, _count, "a number of bytes, 1 or more")
     #: Under which serializer values are stored; a name of Kombu's registry.
     serializer: str = _setting("json", _text, "the name of a serializer, such as 'json'")
+    #: Other serializers that stored values may be read from, besides JSON; names of Kombu's registry.
+    accept_serializers: tuple[str, ...] = _read_setting((), _names, "a list of serializers, such as ['msgpack']")
+    #: Modules that hold classes of stored values, imported before anything is read.
+    modules: tuple[str, ...] = _read_setting((), _module_names, "a list of modules, such as ['shop.models']")
+    #: Keep short texts of the arguments of guarded steps, for people.
+    previews: bool = _setting(True, lambda v: isinstance(v, bool), "True or False")
     #: Separates applications that share one database; default: the Celery app's name.
-    namespace: str = _setting("", lambda v: isinstance(v, str) and len(v) <= 64, "a text of at most 64 characters")
+    # MySQL and MariaDB overlook blanks at the end: two applications would be one there.
+    namespace: str = _setting(
+        "",
+        lambda v: isinstance(v, str) and len(v) <= 64 and v == v.strip(),
+        "a text of at most 64 characters, without blanks at its ends",
+    )
     #: What to do with an execution whose body changed.
     on_divergence: str = _setting("restart", lambda v: v in ("restart", "park"), "'restart' or 'park'")
     #: What to do when the journal cannot be reached.
     on_unavailable: str = _setting("raise", lambda v: v in ("raise", "degrade"), "'raise' or 'degrade'")
+    #: Whether a pooler hands the PostgreSQL server's sessions round, a transaction each.
+    pooler: str = _setting("auto", lambda v: v in POOLERS, "'auto', 'transaction' or 'none'")
     #: Record executions when they are published; None: on transports that lose messages.
     outbox: bool | None = _setting(None, lambda v: v is None or isinstance(v, bool), "True, False or None")
     #: A database alias of Django's: what is published inside ``atomic()`` on it joins that transaction; None: nothing.
@@ -112,22 +195,23 @@ class Settings:
         None, lambda v: v is None or _text(v), "an alias of Django's DATABASES, or None"
     )
     #: How many seconds after its end an execution is pruned, by its state; None: never.
-    retention: Mapping[str, float] | None = _read_setting(None, read_ages, f"{_DURATION}, {_PER_STATE}")
+    retention: Mapping[str, float] | None = _read_setting(None, _read_ages, f"{_DURATION}, {_PER_STATE}")
     #: How many executions that have ended are kept, at most; all together, or by state.
     retention_count: int | Mapping[str, int] | None = _read_setting(
-        None, read_amounts, f"a whole number, 0 or more, None, {_PER_STATE}"
+        None, _read_amounts, f"a whole number, 0 or more, None, {_PER_STATE}"
     )
     #: How many bytes of executions that have ended are kept, about; all together, or by state.
     retention_bytes: int | Mapping[str, int] | None = _read_setting(
-        None, read_amounts, f"a number of bytes, 0 or more, None, {_PER_STATE}"
+        None, _read_amounts, f"a number of bytes, 0 or more, None, {_PER_STATE}"
     )
     #: For how many seconds the id of a pruned execution is remembered; None: for ever.
-    tombstone_ttl: float | None = _read_setting(604_800.0, read_seconds, _DURATION)
+    tombstone_ttl: float | None = _read_setting(604_800.0, _read_seconds, _DURATION)
     #: For how many seconds after the end of its execution a ``key=`` is remembered, at least; None: for ever.
-    key_retention: float | None = _read_setting(None, read_seconds, _DURATION)
+    key_retention: float | None = _read_setting(None, _read_seconds, _DURATION)
     #: Codes of the doctor's findings that are not to be logged, nor to count.
     silence: tuple[str, ...] = _read_setting((), _codes, "a list of codes, such as ['CD901']")
-    #: What the tokens of promises are derived from; several, the newest first, while it is being changed.
+    #: What the tokens of promises and the ids of children are derived from; several, the newest first, while it is
+    #: being changed.
     secret: str | Sequence[str] | None = _setting(
         None,
         _secrets,
@@ -158,8 +242,8 @@ def load(app: Celery) -> Settings:
         values[name] = _checked(name, value)
     if "database_url" not in values and is_made_up(app):
         raise ConfigurationError(
-            "there is no Celery application here but the one that Celery makes up where it knows of none. Pass "
-            "app=, or call app.set_default() once, which makes yours the one of every thread."
+            "there is no Celery application here except the default one that Celery creates by itself. Pass app=, or "
+            "call app.set_default() once, which makes yours the default in every thread."
         )
     settings = Settings(**values)
     if settings.flush_interval >= settings.lease_timeout:
@@ -176,11 +260,14 @@ def load(app: Celery) -> Settings:
             )
         settings = replace(settings, ack_timeout=settings.lease_timeout / 2)
     if not settings.namespace:
-        settings = replace(settings, namespace=str(app.main or "celery")[:64])
+        settings = replace(settings, namespace=str(app.main or "")[:64].strip() or "celery")
     if settings.outbox is None:
         settings = replace(settings, outbox=_loses_messages(app))
+    settings = replace(settings, database_url=django_place.resolve(settings.database_url))
     parse_url(settings.database_url)
     format_of_setting(settings.serializer)
+    for name in settings.accept_serializers:
+        format_of_setting(name, f"{PREFIX}accept_serializers")
     return settings
 
 

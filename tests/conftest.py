@@ -8,6 +8,7 @@ the end of the run; with ``CI`` set it fails the run.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -47,6 +48,9 @@ PARAMETERS: dict[str, tuple[Registry[Any], str, str, tuple[str, ...], tuple[str,
 settings.register_profile("durable", deadline=None, print_blob=True)
 settings.register_profile("ci", settings.get_profile("durable"), derandomize=True)
 
+#: Of the root logger, before any worker has set it.
+LEVEL = logging.getLogger().level
+
 #: What was used in this run, other processes of pytest-xdist included.
 USAGE: dict[str, Usage] = {}
 
@@ -58,6 +62,14 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 # -- fixtures ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _quiet_as_ever() -> Iterator[None]:
+    """A worker in the process of a test, perhaps one that serves a whole module, sets the root logger's level."""
+    logging.getLogger().setLevel(LEVEL)
+    yield
+    logging.getLogger().setLevel(LEVEL)
 
 
 @pytest.fixture
@@ -175,7 +187,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    _say_what_was_tried_again(terminalreporter)
     if not USAGE:
         return
     terminalreporter.section("backends")
@@ -186,3 +200,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(
             f"FAILED: CI is set, and tests were skipped for want of {', '.join(missing(USAGE))}.", red=True, bold=True
         )
+
+
+def _say_what_was_tried_again(terminalreporter: pytest.TerminalReporter) -> None:
+    """Where each test failed that was tried again, and with what: pytest itself says so of the last try alone."""
+    found = terminalreporter.stats.get("rerun", [])
+    if not found:
+        return
+    terminalreporter.section("what was tried again, and why")
+    for report in found:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        where, message = (f"{crash.path}:{crash.lineno}", crash.message) if crash else ("", report.longreprtext)
+        terminalreporter.write_line(f"{report.nodeid} {where}")
+        for line in [line for line in message.splitlines() if line.strip()][:6]:
+            terminalreporter.write_line(f"    {line[:300]}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import json
 import os
 import socket
 import sys
@@ -14,15 +13,29 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import click
 from celery.bin.base import CeleryCommand
 
-from ..errors import DurableError, JournalUnavailable, SchemaError
+from celery_durable.codec.preview import printable
+from celery_durable.errors import DurableError, JournalUnavailable, SchemaError, docs_url
+
+from .plain_text import as_json_text, clean
 
 if TYPE_CHECKING:
     from celery import Celery
 
-    from ..runtime import Runtime
-    from ..store.operations import Operations
+    from celery_durable.runtime import Runtime
+    from celery_durable.store.operations import Operations
 
-__all__ = ["Desk", "DurableCommand", "Failure", "command_line", "json_option", "open_desk", "say", "who", "write_json"]
+__all__ = [
+    "Desk",
+    "DurableCommand",
+    "Failure",
+    "command_line",
+    "json_option",
+    "open_desk",
+    "say",
+    "tell",
+    "who",
+    "write_json",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -53,11 +66,12 @@ class Failure(click.ClickException):
         self.as_json = as_json
 
     def show(self, file: IO[Any] | None = None) -> None:
-        """Tell a person, or a program."""
+        """Print it for a person, or a program."""
         if self.as_json:
-            text = json.dumps({"error": self.kind, "code": self.code, "message": self.message})
+            answer = {"error": self.kind, "code": self.code, "message": self.message}
+            text = as_json_text({**answer, "docs": docs_url(self.code)} if self.code else answer)
         else:
-            text = f"Error: {f'[{self.code}] ' if self.code else ''}{self.message}"
+            text = clean(f"Error: {f'[{self.code}] ' if self.code else ''}{self.message}")
         click.echo(text, file=file, err=True)
 
 
@@ -71,7 +85,7 @@ class DurableCommand(CeleryCommand):
             return super().parse_args(ctx, args)
         except click.UsageError as error:
             if not as_json:
-                raise
+                raise _cleaned(error) from None
             raise _usage(error) from None
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -79,26 +93,37 @@ class DurableCommand(CeleryCommand):
         as_json = bool(ctx.params.get("as_json"))
         from sqlalchemy import exc
 
+        from celery_durable.store.server_errors import cause, is_refusal
+
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
             if not as_json:
-                raise
+                raise _cleaned(error) from None
             raise _usage(error) from None
         except Failure as failure:
             failure.as_json = as_json
             raise
         except DurableError as error:
             message = error.message
-            if isinstance(error, JournalUnavailable):
+            if isinstance(error, JournalUnavailable) and not (error.__cause__ and is_refusal(error.__cause__)):
                 message = f"{message}\n{_HINT_UNAVAILABLE}"
             raise Failure(message, kind=type(error).__name__, code=error.code, as_json=as_json) from error
         except exc.DBAPIError as error:
-            origin = error.orig or error
-            message = f"the journal's database refused it: {type(origin).__name__}: {' '.join(str(origin).split())}"
+            message = f"the journal's database refused it: {cause(error)}"
             if isinstance(error, exc.OperationalError):
                 message = f"{message}\n{_HINT_UNAVAILABLE}"
             raise Failure(message, kind="DatabaseError", as_json=as_json) from error
+        except (click.ClickException, click.Abort, click.exceptions.Exit):
+            raise
+        # A traceback would show a row's texts to a terminal as they are.
+        except Exception as error:
+            raise Failure(f"{type(error).__name__}: {error}", kind=type(error).__name__, as_json=as_json) from error
+
+
+def _cleaned(error: click.UsageError) -> click.UsageError:
+    error.message = clean(error.message)  # type: ignore[misc]
+    return error
 
 
 def _usage(error: click.UsageError) -> Failure:
@@ -126,9 +151,8 @@ def open_desk(ctx: click.Context, *, must_exist: bool = True) -> Desk:
     :raises SchemaError: when there is no journal.
     :raises click.UsageError: when no application was named.
     """
-    from ..runtime import Runtime
-    from ..settings import names_journal
-    from ..worker.handlers import operations
+    from celery_durable.runtime import Runtime
+    from celery_durable.settings import names_journal
 
     app = ctx.obj.app
     # Asked first: without settings, the application is one that Celery has made up, which can have no journal.
@@ -143,11 +167,11 @@ def open_desk(ctx: click.Context, *, must_exist: bool = True) -> Desk:
         if not os.path.exists(full):
             relative = "" if os.path.isabs(path) else f" (durable_database_url = {settings.database_url!r} is relative)"
             raise SchemaError(
-                f"there is no journal at {full}{relative}. Either nothing durable has run yet, or the workers have "
+                f"there is no journal at {full}{relative}. Either nothing durable has run yet, or the workers use "
                 "another one: run this command with their configuration and in their folder. To create an empty "
                 "journal: celery -A <your app> durable upgrade"
             )
-    return Desk(app, runtime, operations(app))
+    return Desk(app, runtime, runtime.operations)
 
 
 def command_line(ctx: click.Context) -> str:
@@ -170,12 +194,17 @@ def _app_option(words: Sequence[str]) -> str | None:
 
 def write_json(value: Any) -> None:
     """One object, on a line of its own."""
-    click.echo(json.dumps(value, ensure_ascii=False))
+    click.echo(as_json_text(value))
+
+
+def tell(text: str) -> None:
+    """What a command has done, in a line."""
+    click.echo(printable(text))
 
 
 def say(text: str) -> None:
     """A remark that is no result: it must not end up in a pipe."""
-    click.echo(text, err=True)
+    click.echo(clean(text), err=True)
 
 
 def who() -> str:

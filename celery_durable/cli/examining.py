@@ -6,8 +6,10 @@ from typing import Any
 
 import click
 
+from celery_durable.codec.preview import printable
+
 from .base import DurableCommand, json_option, open_desk, write_json
-from .rendering import console_of, write
+from .rendering import console_of, words, write
 
 __all__ = ["doctor"]
 
@@ -22,7 +24,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
 
     Exit code 1 where there is an error. Findings that durable_silence names are shown, but do not count.
     """
-    from .. import doctor as practice
+    from celery_durable import doctor as practice
 
     desk = open_desk(ctx, must_exist=False)
     # The modules of tasks that a worker would import: some checks look at each durable task.
@@ -55,14 +57,12 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
 
 
 def _print(ctx: click.Context, finding: Any) -> None:
-    from rich.text import Text
-
     console = console_of(ctx)
     verdict = "silenced" if finding.silenced else finding.severity.value
-    line = Text(f"{verdict:<9}", style=_STYLES.get(verdict, "dim"))
+    line = words(f"{verdict:<9}", style=_STYLES.get(verdict, "dim"))
     line.append(f"{finding.code}  {finding.topic}", style="default")
     if finding.text:
-        line.append(f": {finding.text}", style="default")
+        line.append(printable(f": {finding.text}"), style="default")
     write(console, line)
     if finding.cure and not finding.silenced:
-        write(console, Text(f"{'':<9}{finding.cure}"))
+        write(console, words(f"{'':<9}{finding.cure}"))

@@ -9,8 +9,9 @@ from typing import Any, Final
 
 import click
 
-from ..store.promise_rows import PromiseRow
-from ..store.records import Execution, State
+from celery_durable.store.promises.rows import PromiseRow
+from celery_durable.store.records import Execution, State
+
 from .base import Desk, DurableCommand, json_option, open_desk, say, write_json
 from .promising import awaited_by
 from .rendering import age, console_of, iso, moment, print_table
@@ -29,9 +30,11 @@ _PAGE: Final = 500
     type=click.Choice([s.value for s in State]),
     help="Only executions in this state; may be given several times.",
 )
-@click.option("--task", help="Only executions of the task of this name.")
-@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many.")
-@click.option("--pruned", is_flag=True, help="Only those that retention has pruned: what is left of them is their row.")
+@click.option("--task", help="Only executions of this task.")
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most this many.")
+@click.option(
+    "--pruned", is_flag=True, help="Only executions that retention has pruned, of which only the row is left."
+)
 @json_option
 @click.pass_context
 def list_(ctx: click.Context, states: Sequence[str], task: str | None, limit: int, pruned: bool, as_json: bool) -> None:

@@ -1,23 +1,25 @@
-"""``durable promise``: what executions wait for that somebody outside is to bring."""
+"""``durable promise``: the promises that executions wait for."""
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 from click_didyoumean import DYMGroup  # type: ignore[import-untyped]
 
-from ..store.promise_rows import PromiseRow
-from ..store.records import FINAL_STATES, Execution, PromiseState, State, StoredPayload
-from ..store.settling import Settlement
-from .base import Desk, DurableCommand, command_line, json_option, open_desk, say, who, write_json
+from celery_durable.store.promises.rows import PromiseRow
+from celery_durable.store.promises.settling import Settlement
+from celery_durable.store.records import FINAL_STATES, Execution, PromiseState, State, StoredPayload
+
+from .base import Desk, DurableCommand, command_line, json_option, open_desk, say, tell, who, write_json
 from .rendering import console_of, iso, moment, print_table
 from .values import DoesNotFit, class_of, given, type_name, typed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ..store.promise_rows import Target
+    from celery_durable.store.promises.rows import Target
 
 __all__ = ["awaited_by", "promise"]
 
@@ -84,18 +86,33 @@ def _as_json(one: PromiseRow, awaited: bool) -> dict[str, Any]:
 # -- resolve, reject ----------------------------------------------------------------------------------------------
 
 
+def _token(ctx: click.Context, param: click.Parameter, given: str | None) -> str | None:
+    return sys.stdin.readline().strip() if given == "-" else given
+
+
 def _settles(function: Callable[..., None]) -> Callable[..., None]:
     """The options of both ways to settle a promise."""
-    force = click.option("--force", is_flag=True, help="Without the token, as an operator; or in the place of a child.")
-    note = click.option("--note", metavar="TEXT", help="With --force: why; goes into the journal.")
-    token = click.option("--token", metavar="TOKEN", help="The promise's token.")
+    force = click.option(
+        "--force", is_flag=True, help="Settle it as an operator, without the token; or in place of a child."
+    )
+    note = click.option("--note", metavar="TEXT", help="With --force: the reason; recorded in the journal.")
+    token = click.option(
+        "--token",
+        metavar="TOKEN",
+        envvar="CELERY_DURABLE_TOKEN",
+        callback=_token,
+        help=(
+            "The promise's token; - reads it from standard input. Other users can see the arguments of a command: "
+            "give it there, or in the variable CELERY_DURABLE_TOKEN."
+        ),
+    )
     argument = click.argument("promise_id", metavar="PROMISE")
     return argument(token(force(note(json_option(click.pass_context(function))))))
 
 
 @click.command("resolve", cls=DurableCommand)
-@click.option("--value", metavar="JSON", default="null", show_default=True, help="What the body gets.")
-@click.option("--as", "as_type", metavar="TYPE", help="What the value is: module:Class. Default: plain JSON.")
+@click.option("--value", metavar="JSON", default="null", show_default=True, help="The value that the body gets.")
+@click.option("--as", "as_type", metavar="TYPE", help="Type of the value: module:Class. Default: plain JSON.")
 @_settles
 def resolve_promise(
     ctx: click.Context,
@@ -107,7 +124,7 @@ def resolve_promise(
     as_type: str | None,
     as_json: bool,
 ) -> None:
-    """Keep a promise: the execution that waits for it goes on.
+    """Resolve a promise: the execution that waits for it continues.
 
     PROMISE is a promise's id; or the task id of a child task that is lost and will never end, whose result VALUE is
     then.
@@ -121,7 +138,7 @@ def resolve_promise(
 
 
 @click.command("reject", cls=DurableCommand)
-@click.option("--reason", metavar="TEXT", required=True, help="Why; the body's PromiseRejected says it.")
+@click.option("--reason", metavar="TEXT", required=True, help="Reason; PromiseRejected in the body carries it.")
 @_settles
 def reject_promise(
     ctx: click.Context,
@@ -137,12 +154,12 @@ def reject_promise(
     PROMISE is a promise's id; or the task id of a child task that is lost and will never end, for which a ChildFailed
     is raised then.
     """
-    from ..resolving import reason_of
+    from celery_durable.client.promises import rejection_payload
 
     desk = open_desk(ctx)
     found = _find(ctx, desk, promise_id, token, force, note)
     if found.child is None:
-        payload = reason_of(desk.runtime, found.id, reason)
+        payload = rejection_payload(desk.runtime, found.id, reason)
     else:
         payload = StoredPayload(*desk.runtime.codec.encode_error(RuntimeError(reason), f"the error of {found}"))
     _settle(desk, found, PromiseState.REJECTED, payload, as_json)
@@ -166,10 +183,10 @@ class _Found(NamedTuple):
 
 
 def _find(ctx: click.Context, desk: Desk, promise_id: str, token: str | None, force: bool, note: str | None) -> _Found:
-    from ..errors import WrongToken
-    from ..identity import child_of
-    from ..resolving import find
-    from ..store.children import kept_by
+    from celery_durable.client.promises import find
+    from celery_durable.errors import WrongToken
+    from celery_durable.identity import child_of
+    from celery_durable.store.children import kept_by
 
     if (token is not None) == force:
         raise click.UsageError("give the promise's --token; or --force, to settle it as an operator without one")
@@ -181,10 +198,12 @@ def _find(ctx: click.Context, desk: Desk, promise_id: str, token: str | None, fo
     if token is not None:
         if child is not None and target is not None:
             raise WrongToken(
-                f"child {target.name!r} ({child}) has no token: it is kept by the end of that task. If the task is "
-                f"lost: {command_line(ctx)} promise {ctx.info_name} {child} --force"
+                f"child {target.name!r} ({child}) has no token: the end of that task settles it. If the task is lost: "
+                f"{command_line(ctx)} promise {ctx.info_name} {child} --force"
             )
         return _Found(promise_id, find(desk.runtime, promise_id, token), None, None, False)
+    if target is not None and desk.operations.namespace_of(target.pk) != desk.namespace:
+        target = None  # another application's
     if target is None:
         raise WrongToken(f"there is no promise {promise_id!r} that could be settled. See: promise list ID")
     if child is not None:
@@ -194,9 +213,9 @@ def _find(ctx: click.Context, desk: Desk, promise_id: str, token: str | None, fo
 
 def _check_lost(ctx: click.Context, desk: Desk, target: Target, child: str) -> None:
     """
-    :raises WrongState: the child is an execution that has not ended, and would go on.
+    :raises WrongState: the child is an execution that has not ended, and would continue.
     """
-    from ..errors import UnknownExecution, WrongState
+    from celery_durable.errors import UnknownExecution, WrongState
 
     try:
         row = desk.operations.get(child)
@@ -206,14 +225,14 @@ def _check_lost(ctx: click.Context, desk: Desk, target: Target, child: str) -> N
         return
     cure = {State.AMBIGUOUS: "resolve", State.QUARANTINED: "resume"}.get(row.state, "show")
     raise WrongState(
-        f"child {target.name!r} ({child}) is not lost: it is an execution, and {row.state}. Its parent goes on with "
-        f"what it comes to. Look after it with: {command_line(ctx)} {cure} {child}; or end it, which gives the parent "
-        f"a ChildCancelled: {command_line(ctx)} cancel {child}"
+        f"child {target.name!r} ({child}) is not lost: it is an execution, and {row.state}. Its parent continues with "
+        f"its outcome. Deal with it by: {command_line(ctx)} {cure} {child}; or cancel it, which raises ChildCancelled "
+        f"in the parent: {command_line(ctx)} cancel {child}"
     )
 
 
 def _settle(desk: Desk, found: _Found, state: PromiseState, payload: StoredPayload, as_json: bool) -> None:
-    from ..resolving import settle
+    from celery_durable.client.promises import settle
 
     word = state.name.lower()
     note = None
@@ -225,7 +244,7 @@ def _settle(desk: Desk, found: _Found, state: PromiseState, payload: StoredPaylo
         write_json({"id": found.id, "name": found.target.name, "child": found.child, "state": word, "again": again})
         return
     said_so = f"{found}"
-    click.echo(f"{said_so[0].upper()}{said_so[1:]} {'was' if again else 'is'} {word}{' already' * again}.")
+    tell(f"{said_so[0].upper()}{said_so[1:]} {'was' if again else 'is'} {word}{' already' * again}.")
 
 
 def _value(text: str, as_type: str | None) -> Any:

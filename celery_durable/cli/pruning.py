@@ -10,11 +10,12 @@ from typing import Any, Final
 
 import click
 
-from ..pruning import Measure, Pruner, Scales
-from ..retention import Rules
-from ..store.records import FINAL_STATES, State
-from ..store.retention import RetentionStore
-from .base import Desk, DurableCommand, json_option, open_desk, say, write_json
+from celery_durable.retention.pruner import Measure, Pruner, Scales
+from celery_durable.retention.rules import Rules
+from celery_durable.store.records import FINAL_STATES, State
+from celery_durable.store.retention import RetentionStore
+
+from .base import Desk, DurableCommand, json_option, open_desk, say, tell, write_json
 from .rendering import amount
 
 __all__ = ["prune"]
@@ -44,14 +45,19 @@ class Duration(click.ParamType[int]):
 
 
 @click.command(cls=DurableCommand)
-@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
-@click.option("--older-than", type=Duration(), metavar="DURATION", help="What ended so long ago, such as 36h or 7d.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be removed.")
+@click.option(
+    "--older-than",
+    type=Duration(),
+    metavar="DURATION",
+    help="Executions that ended longer ago than this, such as 36h or 7d.",
+)
 @click.option(
     "--state",
     "states",
     multiple=True,
     type=click.Choice(sorted(s.value for s in FINAL_STATES)),
-    help="Only executions that ended so; may be given several times.",
+    help="Only executions that ended in this state; may be given several times.",
 )
 @json_option
 @click.pass_context
@@ -68,8 +74,8 @@ def prune(ctx: click.Context, dry_run: bool, older_than: int | None, states: Seq
         rules = dataclasses.replace(rules, ages=dict.fromkeys(FINAL_STATES, older_than), limits=())
     elif not rules.active:
         raise click.UsageError(
-            "say how old: --older-than 30d. (The settings durable_retention, durable_retention_count and "
-            "durable_retention_bytes, which are followed without it, are not set.)"
+            "say how old: --older-than 30d. (Without it, the settings durable_retention, durable_retention_count and "
+            "durable_retention_bytes apply, and none of them is set.)"
         )
     store = RetentionStore(desk.runtime.database, namespace=desk.namespace)
     scales = Scales(store)
@@ -116,7 +122,7 @@ def _report(desk: Desk, pruner: Pruner, dry_run: bool, as_json: bool) -> None:
     parts = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     which = f" ({parts})" if parts else ""
     would = "would be " if dry_run else ""
-    click.echo(
+    tell(
         f"Namespace {desk.namespace!r}: {total} execution{'' if total == 1 else 's'} {would}pruned{which}, about "
         f"{amount(pruner.freed)}; {pruner.forgotten} tombstone{'' if pruner.forgotten == 1 else 's'} {would}removed."
     )

@@ -1,4 +1,4 @@
-"""Text for people: tables, times, durations. In a pipe nothing is coloured, cut off or wrapped."""
+"""Text for people: tables, times, durations. Output to a pipe is not coloured, cut off or wrapped."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from celery_durable.codec.preview import printable
+
+from .plain_text import clean
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.text import Text
 
-__all__ = ["STATE_STYLES", "age", "amount", "console_of", "duration", "iso", "moment", "print_table", "write"]
+__all__ = ["STATE_STYLES", "age", "amount", "console_of", "duration", "iso", "moment", "print_table", "words", "write"]
 
 #: Wider than any line that we print.
 _ENDLESS = 20_000
@@ -32,6 +37,7 @@ STATE_STYLES = {
     "in doubt": "bold yellow",
     "conflict": "bold yellow",
     "trying": "cyan",
+    "begun": "yellow",
     "retrying": "yellow",
     "unreadable": "red",
 }
@@ -48,8 +54,17 @@ def console_of(ctx: click.Context) -> Console:
     return console if console.is_terminal else Console(width=_ENDLESS, **options)
 
 
+def words(text: str, style: str = "") -> Text:
+    """A line that may hold anything, to be written."""
+    from rich.text import Text
+
+    return Text(printable(text), style=style)
+
+
 def write(console: Console, renderable: RenderableType) -> None:
     """Print, without blanks at the ends of lines."""
+    if isinstance(renderable, str):
+        renderable = clean(renderable)
     with console.capture() as captured:
         console.print(renderable)
     for line in captured.get().splitlines():
@@ -67,7 +82,7 @@ def print_table(
     """Print a table; nothing in it is cut off.
 
     :param numbers: columns that are aligned to the right.
-    :param folds: columns whose cells may go on in the next line where the terminal is narrow.
+    :param folds: columns whose cells may continue in the next line where the terminal is narrow.
     """
     from rich import box
     from rich.cells import cell_len
@@ -77,9 +92,10 @@ def print_table(
     table = Table(
         box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold"
     )
+    cleaned = [[printable(cell) for cell in row] for row in rows]
     needed = 4
     for number, column in enumerate(columns):
-        width = max(cell_len(text) for text in (column, *(row[number] for row in rows)))
+        width = max(cell_len(text) for text in (column, *(row[number] for row in cleaned)))
         least = min(width, _FOLDED) if column in folds else width
         needed += least + 3
         table.add_column(
@@ -89,7 +105,7 @@ def print_table(
             no_wrap=column not in folds,
             justify="right" if column in numbers else "left",
         )
-    for row in rows:
+    for row in cleaned:
         table.add_row(*(Text(cell, style=STATE_STYLES.get(cell, "")) for cell in row))
     # Where even that does not fit, the terminal breaks the lines: better than words in pieces.
     console.width = max(console.width, needed)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import click
 
-from .base import DurableCommand, command_line, json_option, open_desk, write_json
+from .base import DurableCommand, command_line, json_option, open_desk, tell, write_json
 
 __all__ = ["rerun"]
 
 
 @click.command(cls=DurableCommand)
 @click.argument("execution_id", metavar="ID")
-@click.option("--from-step", metavar="STEP", help="Position or name of the first step that is done anew; default: all.")
+@click.option("--from-step", metavar="STEP", help="Position or name of the first step to run again; default: all.")
 @click.option("--id", "durable_id", metavar="NEW", help="Id of the new execution; default: a random one.")
 @click.option("--no-callbacks", is_flag=True, help="Without its links, and without the rest of its chain.")
 @json_option
@@ -24,16 +24,16 @@ def rerun(
     no_callbacks: bool,
     as_json: bool,
 ) -> None:
-    """Do the work of an execution anew, from a step on, in a new execution.
+    """Do the work of an execution again from a step on, in a new execution.
 
     What the steps before that one have returned is taken over: they are not done again. The others are, also the
     guarded ones, under new idempotency keys. The old execution stays as it is.
     """
-    from ..rerun import rerun as start
+    from celery_durable.client.rerun import rerun as start
 
     new_id = start(open_desk(ctx).app, execution_id, from_step, durable_id=durable_id, callbacks=not no_callbacks)
     if as_json:
         write_json({"id": new_id, "rerun_of": execution_id})
         return
-    click.echo(f"{new_id} does the work of {execution_id} anew, as soon as a worker is free.")
-    click.echo(f"  {command_line(ctx)} show {new_id}")
+    tell(f"{new_id} does the work of {execution_id} again, as soon as a worker is free.")
+    tell(f"  {command_line(ctx)} show {new_id}")

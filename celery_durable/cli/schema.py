@@ -7,13 +7,17 @@ from typing import Final
 import click
 import sqlalchemy as sa
 
-from .base import Desk, DurableCommand, Failure, json_option, open_desk, write_json
+from celery_durable.store.urls import shown
+
+from .base import Desk, DurableCommand, Failure, json_option, open_desk, tell, write_json
 
 __all__ = ["downgrade", "upgrade"]
 
 _NO_TABLES: Final = "no tables"
+#: The most executions that are counted.
+_MOST: Final = 10_000
 
-_sql_option = click.option("--sql", is_flag=True, help="Only print the statements; nothing is connected to.")
+_sql_option = click.option("--sql", is_flag=True, help="Only print the statements, without connecting to the database.")
 
 
 @click.command(cls=DurableCommand)
@@ -28,7 +32,7 @@ def upgrade(ctx: click.Context, revision: str, sql: bool, as_json: bool) -> None
 
 @click.command(cls=DurableCommand)
 @click.argument("revision", metavar="REVISION")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @_sql_option
 @json_option
 @click.pass_context
@@ -43,10 +47,10 @@ def downgrade(ctx: click.Context, revision: str, yes: bool, sql: bool, as_json: 
 def _move(desk: Desk, direction: str, revision: str, sql: bool, as_json: bool) -> None:
     from alembic.util import CommandError
 
-    from ..store import migrations
+    from celery_durable.store import migrations
 
     database = desk.runtime.database
-    url = database.url.render_as_string(hide_password=True)
+    url = shown(database.url)
     if direction == "downgrade" and sql and ":" not in revision:
         revision = f"{migrations.head()}:{revision}"
     before = None if sql else migrations.current(database.engine)
@@ -65,26 +69,31 @@ def _move(desk: Desk, direction: str, revision: str, sql: bool, as_json: bool) -
     if as_json:
         write_json({"database": url, "from": before, "to": after})
     elif before == after:
-        click.echo(f"The journal's tables in {url} are at revision {after or _NO_TABLES} already.")
+        tell(f"The journal's tables in {url} are at revision {after or _NO_TABLES} already.")
     else:
-        click.echo(f"The journal's tables in {url}: {before or _NO_TABLES} → {after or _NO_TABLES}.")
+        tell(f"The journal's tables in {url}: {before or _NO_TABLES} → {after or _NO_TABLES}.")
 
 
 def _ask(desk: Desk, revision: str) -> None:
-    from ..store.records import FINAL_STATES
-    from ..store.tables import executions
+    from celery_durable.store.latest import count, namespaces
+    from celery_durable.store.records import FINAL_STATES, State
 
-    url = desk.runtime.database.url.render_as_string(hide_password=True)
-    count = sa.select(sa.func.count()).select_from(executions)
-    open_ones = count.where(executions.c.state.not_in([s.value for s in FINAL_STATES]))
+    url = shown(desk.runtime.database.url)
+    unfinished = [state for state in State if state not in FINAL_STATES]
     try:
         with desk.runtime.database.engine.connect() as connection:
-            total, unfinished = connection.scalar(count), connection.scalar(open_ones)
+            known = namespaces(connection)
+            total = sum(count(connection, one, list(State), _MOST) for one in known)
+            open_ones = sum(count(connection, one, unfinished, _MOST) for one in known)
     except (sa.exc.OperationalError, sa.exc.ProgrammingError):
-        total = unfinished = 0  # no tables, or others than ours: the migration itself will tell
+        total = open_ones = 0  # no tables, or others than ours: the migration itself will tell
     click.confirm(
-        f"{url} holds {total} executions, {unfinished} of them unfinished. Going back to revision {revision} may "
-        "delete data. Go on?",
+        f"{url} holds {_many(total)} executions, {_many(open_ones)} of them unfinished. Going back to revision "
+        f"{revision} may delete data. Continue?",
         abort=True,
         err=True,
     )
+
+
+def _many(number: int) -> str:
+    return str(number) if number < _MOST else f"{_MOST} or more"

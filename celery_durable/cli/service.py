@@ -12,9 +12,11 @@ from typing import Any
 import click
 from celery.bin.base import LOG_LEVEL
 
-from ..errors import JournalUnavailable
-from ..worker.service import Service
+from celery_durable.errors import JournalUnavailable
+from celery_durable.worker.service import Service
+
 from .base import DurableCommand, open_desk
+from .plain_text import PlainFormatter
 
 __all__ = ["service"]
 
@@ -40,7 +42,9 @@ def service(ctx: click.Context, loglevel: Any) -> None:
         trouble = error
     app.set_default()
     app.set_current()
-    app.log.setup(loglevel=loglevel, redirect_stdouts=False, colorize=False if ctx.obj.no_color else None)
+    app.log.setup(loglevel=loglevel, redirect_stdouts=False, colorize=False)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(PlainFormatter(handler.formatter or logging.Formatter()))
     if trouble is not None:
         logger.warning("the journal cannot be reached yet: %s", trouble)
     _serve(Service(app))
@@ -65,4 +69,4 @@ def _serve(recovery: Service) -> None:
         stopping.wait(seconds)
 
     recovery.run(pause)
-    logger.info("recovery service ends")
+    logger.info("recovery service stops")

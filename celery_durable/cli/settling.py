@@ -1,4 +1,4 @@
-"""``durable resolve`` and ``resume``: what an operator decides, and how the execution goes on after that."""
+"""``durable resolve`` and ``resume``: what an operator decides, and how the execution continues after that."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any, Final
 
 import click
 
-from ..errors import AmbiguousEffect
-from ..store.records import Doubt, EntryKind, Execution, PayloadKind, State, StoredPayload
-from .base import Desk, DurableCommand, command_line, json_option, open_desk, say, who, write_json
+from celery_durable.errors import AmbiguousEffect
+from celery_durable.store.records import Doubt, EntryKind, Execution, PayloadKind, State, StoredPayload
+
+from .base import Desk, DurableCommand, command_line, json_option, open_desk, say, tell, who, write_json
 from .values import DoesNotFit, class_of, given, type_name, typed
 
 __all__ = ["resolve", "resume"]
@@ -34,15 +35,15 @@ _NO_MESSAGE: Final = ""
     is_flag=False,
     flag_value=_NO_MESSAGE,
     default=None,
-    help="The body gets an AmbiguousEffect error, with this message.",
+    help="Raise AmbiguousEffect in the body, with this message.",
 )
 @click.option(
     "--as",
     "as_type",
     metavar="TYPE",
-    help="What the value is: module:Class, or json for plain JSON. Default: what the step's function says it returns.",
+    help="Type of the value: module:Class, or json for plain JSON. Default: the return type of the step's function.",
 )
-@click.option("--note", metavar="TEXT", help="Why; goes into the journal.")
+@click.option("--note", metavar="TEXT", help="Reason; recorded in the journal.")
 @json_option
 @click.pass_context
 def resolve(
@@ -59,7 +60,7 @@ def resolve(
     """Settle a step in doubt of an ambiguous execution.
 
     POSITION is the step's, as `show` prints it (2, or 4.0/1 in a branch); it can be left out where only one step is in
-    doubt. The execution goes on when its last doubt is settled.
+    doubt. The execution continues when its last doubt is settled.
     """
     _check_usage(place, value, run, fail, as_type)
     desk = open_desk(ctx)
@@ -87,22 +88,22 @@ def resolve(
             }
         )
         return
-    click.echo(f"Step {doubt.name!r} at position {doubt.place} of {execution_id}: {decision}.")
+    tell(f"Step {doubt.name!r} at position {doubt.place} of {execution_id}: {decision}.")
     if left:
-        click.echo(f"Still in doubt: {_listed(left)}. The execution goes on when they are settled too.")
+        tell(f"Still in doubt: {_listed(left)}. The execution continues when they are settled too.")
     else:
-        click.echo(_goes_on(desk, row))
+        tell(_goes_on(desk, row))
 
 
 def _check_usage(place: str | None, value: str | None, run: bool, fail: str | None, as_type: str | None) -> None:
     if (value is not None) + run + (fail is not None) != 1:
-        raise click.UsageError("say what became of the step, with one of --value JSON, --run and --fail [MESSAGE]")
+        raise click.UsageError("say what happened to the step, with one of --value JSON, --run and --fail [MESSAGE]")
     if as_type is not None and value is None:
         raise click.UsageError("--as says what --value is; there is no --value")
     if place is not None and not _PLACE.fullmatch(place):
         raise click.UsageError(f"{place!r} is no position; positions look like 2, or 4.0/1 in a branch")
     if place is None and fail and _PLACE.fullmatch(fail):
-        raise click.UsageError(f"is {fail!r} a position or a message? A position stands before --fail")
+        raise click.UsageError(f"is {fail!r} a position or a message? A position comes before --fail")
 
 
 def _the_doubt(desk: Desk, row: Execution, place: str | None, ctx: click.Context) -> Doubt:
@@ -145,7 +146,7 @@ def _annotation(desk: Desk, row: Execution, doubt: Doubt, as_type: str | None) -
         return Any
     if as_type is not None:
         return class_of(as_type)
-    from ..step import return_types
+    from celery_durable.steps.decorator import return_types
 
     # The modules of tasks that a worker would import; a step may be in any of them.
     with contextlib.suppress(Exception):
@@ -157,14 +158,14 @@ def _annotation(desk: Desk, row: Execution, doubt: Doubt, as_type: str | None) -
     if doubt.name:
         say(
             f"Note: this command does not know what step {doubt.name!r} returns, so the value is stored as plain JSON. "
-            "If the body expects an object, say its class: --as module:Class"
+            "If the body expects an object, name its class: --as module:Class"
         )
     return Any
 
 
 def _error(desk: Desk, row: Execution, doubt: Doubt, message: str) -> StoredPayload:
     text = message or (
-        f"guarded step {doubt.name!r} (position {doubt.place}) of execution {row.id} was in doubt; an operator decided "
+        f"step {doubt.name!r} (position {doubt.place}) of execution {row.id} was in doubt; an operator decided "
         "that it failed."
     )
     error = AmbiguousEffect(text, execution_id=row.id, step_id=doubt.place, step=doubt.name, key=doubt.key)
@@ -179,7 +180,7 @@ def _error(desk: Desk, row: Execution, doubt: Doubt, message: str) -> StoredPayl
 @json_option
 @click.pass_context
 def resume(ctx: click.Context, execution_id: str, as_json: bool) -> None:
-    """Let an ambiguous, quarantined or failed execution go on where it stopped.
+    """Let an ambiguous, quarantined or failed execution continue where it stopped.
 
     Steps in doubt are not settled by this: their policy is asked again. To settle them: resolve.
     """
@@ -188,7 +189,7 @@ def resume(ctx: click.Context, execution_id: str, as_json: bool) -> None:
     if as_json:
         write_json({"id": execution_id, "state": State.PENDING.value, "was": before.state.value})
         return
-    click.echo(f"{execution_id} was {before.state}. {_goes_on(desk, before)}")
+    tell(f"{execution_id} was {before.state}. {_goes_on(desk, before)}")
     asked = desk.operations.doubts(before) if before.state is State.AMBIGUOUS else []
     if asked:
         say(
@@ -200,4 +201,4 @@ def resume(ctx: click.Context, execution_id: str, as_json: bool) -> None:
 def _goes_on(desk: Desk, row: Execution) -> str:
     if desk.operations.payload(row.pk, PayloadKind.ENVELOPE) is None:
         return f"It ran eagerly, so no worker has its message: call the task again with task_id={row.id!r}."
-    return "It goes on as soon as a worker is free."
+    return "It continues as soon as a worker is free."

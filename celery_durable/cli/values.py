@@ -21,9 +21,9 @@ from typing import Any, Final, get_args, get_origin, get_type_hints
 
 import click
 
-from ..codec import preview
-from ..codec.models import is_model
-from ..codec.records import is_namedtuple
+from celery_durable.codec import preview
+from celery_durable.codec.models import is_model
+from celery_durable.codec.structures import is_namedtuple
 
 __all__ = ["DoesNotFit", "class_of", "given", "plain", "type_name", "typed"]
 
@@ -83,7 +83,7 @@ def class_of(reference: str) -> Any:
 
     :raises click.UsageError: when there is none.
     """
-    from ..codec.classes import LookupFailed, find
+    from celery_durable.codec.classes import LookupFailed, find
 
     if ":" not in reference:
         raise click.UsageError(f"--as {reference}: it looks like module:Class, or json")

@@ -3,7 +3,7 @@
 ``codec``       the public object: limits, rows, errors
 ``formats``     trees <-> bytes (JSON, or what kombu has registered)
 ``tree``        values <-> plain trees
-``builtin``, ``records``, ``models``, ``exceptions``    what the kinds of values look like as trees
+``builtin``, ``structures``, ``models``, ``exceptions``    what the kinds of values look like as trees
 ``classes``     classes as references
 ``refusal``     why a value is refused
 ``canonical``   values as bytes for fingerprints; one way only

@@ -11,8 +11,20 @@ import uuid
 import zoneinfo
 from typing import Any
 
+from .preview import preview
 from .refusal import Undecodable, Unencodable
-from .tree import DECODERS, ENCODERS, Tree, TreeEncoder, decode_tree, node
+from .tree import (
+    DECODERS,
+    ENCODERS,
+    Tree,
+    TreeEncoder,
+    decode_items,
+    decode_pairs,
+    decode_tree,
+    hashable_items,
+    node,
+    spread,
+)
 
 __all__: list[str] = []
 
@@ -35,11 +47,17 @@ def _tuple(value: tuple[Any, ...], encoder: TreeEncoder, depth: int) -> Tree:
 
 
 def _set(value: set[Any], encoder: TreeEncoder, depth: int) -> Tree:
-    return node("set", encoder.items(value, depth))
+    return node("set", encoder.items(_spread(value), depth))
 
 
 def _frozenset(value: frozenset[Any], encoder: TreeEncoder, depth: int) -> Tree:
-    return node("frozenset", encoder.items(value, depth))
+    return node("frozenset", encoder.items(_spread(value), depth))
+
+
+def _spread(value: Any) -> Any:
+    if not spread(value):
+        raise Unencodable("a set with too many members that have the same hash. Use a list.", type(value).__name__)
+    return value
 
 
 def _ordered_dict(value: collections.OrderedDict[Any, Any], encoder: TreeEncoder, depth: int) -> Tree:
@@ -121,7 +139,7 @@ def _decode_zone(tagged: list[Any]) -> zoneinfo.ZoneInfo:
         return zoneinfo.ZoneInfo(decode_tree(tagged[1]))
     except zoneinfo.ZoneInfoNotFoundError as error:
         raise Undecodable(
-            f"the time zone {tagged[1]!r} is not known here; install the tzdata package in this environment"
+            f"the time zone {preview(tagged[1], 80)} is not known here; install the tzdata package in this environment"
         ) from error
 
 
@@ -158,10 +176,10 @@ DECODERS.update(
     {
         "bytes": lambda tagged: base64.b64decode(tagged[1], validate=True),
         "bytearray": lambda tagged: bytearray(base64.b64decode(tagged[1], validate=True)),
-        "tuple": lambda tagged: tuple(map(decode_tree, tagged[1])),
-        "set": lambda tagged: set(map(decode_tree, tagged[1])),
-        "frozenset": lambda tagged: frozenset(map(decode_tree, tagged[1])),
-        "odict": lambda tagged: collections.OrderedDict((decode_tree(k), decode_tree(v)) for k, v in tagged[1]),
+        "tuple": lambda tagged: tuple(decode_items(tagged)),
+        "set": lambda tagged: set(hashable_items(tagged)),
+        "frozenset": lambda tagged: frozenset(hashable_items(tagged)),
+        "odict": lambda tagged: collections.OrderedDict(decode_pairs(tagged)),
         "complex": lambda tagged: complex(decode_tree(tagged[1]), decode_tree(tagged[2])),
         "range": lambda tagged: range(*map(decode_tree, tagged[1:])),
         "decimal": lambda tagged: decimal.Decimal(tagged[1]),

@@ -1,9 +1,9 @@
-"""Values as canonical bytes: what a fingerprint is taken of.
+"""Values as canonical bytes, from which fingerprints are made.
 
-Other than the journal's form of a value, these bytes are never read back; they have to be the same in every process,
-on every machine and after every deploy, and different for any two values that differ. Each form starts with a
-letter of its own and ends where its length says, or at a delimiter that it cannot contain, so that forms can be
-put in a row without running into each other.
+Unlike the journal's form of a value, these bytes are never read back; they have to be the same in every process, on
+every machine and after every deploy, and different for any two values that differ. Each form starts with a letter of
+its own and ends where its length says, or at a delimiter that it cannot contain, so that forms can follow each other
+without a risk of confusion.
 
 **The bytes are a contract with every journal ever written**; see :mod:`celery_durable.identity`.
 """
@@ -20,14 +20,14 @@ import pathlib
 import struct
 import uuid
 import zoneinfo
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from celery_durable.errors import FingerprintError
 
 from .models import is_model, is_zone
-from .records import is_namedtuple
 from .refusal import MAX_DEPTH, key_segment, path_text, type_name
+from .structures import is_namedtuple
 
 __all__ = ["NoCanonicalForm", "canonical", "form_of", "lengthy", "refusal", "text_form", "too_deep"]
 
@@ -227,7 +227,70 @@ def _class_name(cls: type) -> bytes:
 
 
 def _fields(kind: str, cls: type, values: dict[str, Any], depth: int) -> bytes:
-    return _named(kind, _class_name(cls), _dict(values, depth))
+    """Fields that have their default are left out: so one that is added with a default changes no value that is
+    known without it.
+    """
+    if depth >= MAX_DEPTH:
+        raise too_deep()
+    depth += 1
+    defaults = _defaults(cls)
+    forms: list[bytes] = []
+    name = ""
+    try:
+        for name, part in values.items():
+            form = form_of(part, depth)
+            if defaults.get(name) != form:
+                forms.append(text_form(name, depth) + form)
+    except NoCanonicalForm as error:
+        error.path.append(key_segment(name))
+        raise
+    return _named(kind, _class_name(cls), b"d%d:%b" % (len(forms), b"".join(sorted(forms))))
+
+
+@functools.lru_cache(maxsize=1024)
+def _defaults(cls: Any) -> dict[str, bytes]:
+    """The forms of the defaults of a class's fields, as far as every process knows them to be the same."""
+    found: dict[str, bytes] = {}
+    for name, default, factory in _given_defaults(cls):
+        try:
+            if factory is None:
+                found[name] = form_of(default, 0)
+            elif isinstance(factory, type):
+                # Of a class with fields: an instance of which nothing but defaults is known.
+                known = factory in _EMPTY
+                found[name] = form_of(factory(), 0) if known else _fields(_kind_of_class(factory), factory, {}, 0)
+        except NoCanonicalForm:
+            continue  # nothing that has a form is equal to it
+    return found
+
+
+def _given_defaults(cls: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Name, default, and factory of defaults, where there is one.
+
+    A function as a factory may give another value each time (a date, an id), and says nothing that can be relied on.
+    """
+    if is_model(cls):
+        for name, field in cls.model_fields.items():
+            if field.default_factory is not None:
+                yield name, None, field.default_factory
+            elif not field.is_required():
+                yield name, field.default, None
+    elif is_namedtuple(cls):
+        for name, default in cls._field_defaults.items():
+            yield name, default, None
+    else:
+        for field in dataclasses.fields(cls):
+            if field.default_factory is not dataclasses.MISSING:
+                yield field.name, None, field.default_factory
+            elif field.default is not dataclasses.MISSING:
+                yield field.name, field.default, None
+
+
+def _kind_of_class(cls: Any) -> str:
+    kind = _KINDS.get(_form_of_class(cls))
+    if kind is None:
+        raise NoCanonicalForm(f"no class with fields: {type_name(cls)!r}")
+    return kind
 
 
 def _namedtuple(value: Any, depth: int) -> bytes:
@@ -245,6 +308,13 @@ def _model(value: Any, depth: int) -> bytes:
     cls = type(value)
     values = {name: part for name, part in value.__dict__.items() if name in cls.model_fields}
     return _fields("model", cls, values | (value.__pydantic_extra__ or {}), depth)
+
+
+_KINDS: Final[dict[_Canonical, str]] = {_namedtuple: "namedtuple", _dataclass: "dataclass", _model: "model"}
+#: Factories whose value is the same in every process.
+_EMPTY: Final = frozenset(
+    {bool, bytes, bytearray, collections.OrderedDict, dict, float, frozenset, int, list, set, str, tuple}
+)
 
 
 @functools.lru_cache(maxsize=1024)

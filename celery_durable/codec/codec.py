@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from celery_durable.errors import ConfigurationError, PayloadError
 
-from . import builtin, models, records  # noqa: F401  (they register what they encode)
-from .exceptions import LEVELS, encode_exception
+from . import builtin, models  # noqa: F401  (they register what they encode)
+from .classes import import_modules
+from .exceptions import LEVELS, decode_exception, encode_exception, is_error
 from .formats import JSON_TAG, format_of_row, format_of_setting
 from .refusal import OversizeValue, Undecodable, Unencodable, corrupted, oversize
 from .tree import TAG, Tree, TreeEncoder, decode_tree
@@ -18,8 +20,14 @@ _SCALARS = frozenset({type(None), bool, int, str})
 _SMALL = 2**63
 #: Every tagged node has this in its JSON; where it is missing, the parsed JSON is the value.
 _JSON_TAG_MARK = f'"{TAG}"'.encode()
+#: ... unless somebody else wrote it; we never spell it like this.
+_JSON_TAG_ESCAPE = b"\\u007"
 #: A serializer that compresses may need less than a byte for a value; this bounds the work all the same.
 _INEXACT_BUDGET = 16
+
+
+def _either(tree: Tree) -> Any:
+    return decode_exception(tree) if is_error(tree) else decode_tree(tree)
 
 
 class Payload(NamedTuple):
@@ -37,10 +45,21 @@ class Codec:
     :param serializer: the name of a serializer of kombu's registry (setting ``durable_serializer``). It carries
         plain trees only, so its own notion of types does not matter.
     :param max_payload_bytes: the largest encoded value, in bytes, on write and on read.
+    :param accept: other serializers that may be read (setting ``durable_accept_serializers``).
+    :param modules: imported before anything is read (setting ``durable_modules``).
+    :param outcomes: content types in which Celery's result serializer may have written the outcome of a task.
     :raises ConfigurationError: for a serializer that is not there, or a limit that is not positive.
     """
 
-    def __init__(self, serializer: str = "json", max_payload_bytes: int = 1_048_576) -> None:
+    def __init__(
+        self,
+        serializer: str = "json",
+        max_payload_bytes: int = 1_048_576,
+        *,
+        accept: Sequence[str] = (),
+        modules: Sequence[str] = (),
+        outcomes: frozenset[str] = frozenset(),
+    ) -> None:
         if max_payload_bytes < 1:
             raise ConfigurationError(
                 f"durable_max_payload_bytes = {max_payload_bytes!r} must be a positive number of bytes.",
@@ -48,6 +67,9 @@ class Codec:
             )
         self.serializer = serializer
         self.max_payload_bytes = max_payload_bytes
+        self.outcomes = outcomes
+        self._accept = frozenset(accept)
+        self._modules = tuple(modules)
         self._format = format_of_setting(serializer)
         self._is_json = self._format.tag == JSON_TAG
         self._budget = max_payload_bytes * (1 if self._format.exact else _INEXACT_BUDGET)
@@ -74,8 +96,8 @@ class Codec:
             raise error.error(where, self.max_payload_bytes) from None
         except RecursionError:
             raise PayloadError(
-                f"{where} cannot be stored in the journal: Python's recursion limit was reached while it was walked. "
-                "Flatten it, or call from a less deep stack.",
+                f"{where} cannot be stored in the journal: Python's recursion limit was reached while it was encoded. "
+                "Flatten it, or call from a shallower stack.",
                 where=where,
             ) from None
         return self._finish(self._dump(tree, where), where)
@@ -99,33 +121,43 @@ class Codec:
         data = self._format.dump(value)
         return None if _JSON_TAG_MARK in data else self._finish(data, "value")
 
+    def is_plain(self, payload: Payload) -> bool:
+        """Whether it is a value's JSON and nothing more: no type that JSON lacks is in it."""
+        return payload.codec == JSON_TAG and _JSON_TAG_MARK not in payload.data
+
     def decode(self, codec: int, data: bytes, where: str = "value") -> Any:
-        """The value of a payload, whichever serializer wrote it.
+        """The value of a payload, whichever of the accepted serializers wrote it.
 
         :param where: as in :meth:`encode`.
         :raises PayloadTooLarge: before anything is decoded.
         :raises JournalCorrupted: when the bytes are damaged.
         :raises PayloadError: when this program lacks what the value needs: its class, a field, the serializer.
         """
+        return self._read(codec, data, where, decode_tree)
+
+    def _read(self, codec: int, data: bytes, where: str, rebuild: Callable[[Tree], Any]) -> Any:
         if len(data) > self.max_payload_bytes:
             raise oversize(where, len(data), self.max_payload_bytes)
         if type(data) is not bytes:
             data = bytes(data)  # some drivers give memoryview or bytearray
+        if self._modules:
+            import_modules(self._modules)
+            self._modules = ()
         if codec == JSON_TAG and self._is_json:
             form = self._format
-            plain = _JSON_TAG_MARK not in data
+            plain = rebuild is decode_tree and _JSON_TAG_MARK not in data and _JSON_TAG_ESCAPE not in data
         else:
-            form = format_of_row(codec, data, where, self._format)
+            form = format_of_row(codec, data, where, self._format, self._accept)
             plain = False
         try:
             tree = form.load(data)
-            return tree if plain else decode_tree(tree)
+            return tree if plain else rebuild(tree)
         except Undecodable as error:
             raise PayloadError(f"{where} cannot be read back from the journal: {error}.", where=where) from error
         except RecursionError:
             raise PayloadError(
                 f"{where} cannot be read back from the journal: Python's recursion limit was reached while it was "
-                "decoded. Call from a less deep stack.",
+                "decoded. Call from a shallower stack.",
                 where=where,
             ) from None
         # Damaged bytes make serializers and constructors raise nearly anything.
@@ -166,10 +198,15 @@ class Codec:
 
         :raises PayloadError: as :meth:`decode`.
         """
-        exc = self.decode(codec, data, where)
-        if not isinstance(exc, BaseException):
-            raise corrupted(where, f"it holds a {type(exc).__qualname__} where an error was recorded")
+        exc: BaseException = self._read(codec, data, where, decode_exception)
         return exc
+
+    def decode_either(self, codec: int, data: bytes, where: str = "value") -> Any:
+        """The value of a payload, or the exception, where it may be the one or the other.
+
+        :raises PayloadError: as :meth:`decode`.
+        """
+        return self._read(codec, data, where, _either)
 
     def roundtrip_error(self, exc: BaseException, where: str = "error") -> tuple[Payload, BaseException]:
         """The payload of an exception, and the exception as a replay would raise it.

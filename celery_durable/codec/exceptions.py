@@ -3,11 +3,11 @@
 An exception that a body handled has to be raised again at replay, so it is recorded: the name of its class, its
 arguments, its attributes, its notes, its text, where it came from and what caused it. It is never pickled, and
 rebuilding it runs no code of the application: the class is looked up, an empty instance is made by the nearest
-*built-in* base, and the recorded parts are put into it. Where the class is gone, an
-:class:`~celery_durable.errors.ErrorPlaceholder` stands for it.
+*built-in* base, and the recorded parts are put into it. If the class is gone, an
+:class:`~celery_durable.errors.ErrorPlaceholder` takes its place.
 
-Recording an error must not fail, or the error that matters would be hidden by ours. What cannot be stored
-is replaced by its ``repr`` (arguments) or left out (attributes), and an oversize record is thinned out by ``level``.
+Recording an error must not fail, or our error would hide the one that matters. What cannot be stored is replaced by its
+``repr`` (arguments) or left out (attributes), and an oversize record is thinned out by ``level``.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from celery_durable.errors import ErrorPlaceholder
 
 from .classes import LookupFailed, dotted_name, find
 from .preview import preview
-from .tree import DECODERS, Tree, TreeEncoder, decode_tree, node
+from .tree import DECODERS, TAG, Tree, TreeEncoder, decode_tree, node
 
-__all__ = ["LEVELS", "TRACEBACK_ATTRIBUTE", "decode_exception", "encode_exception"]
+__all__ = ["LEVELS", "TRACEBACK_ATTRIBUTE", "decode_exception", "encode_exception", "is_error", "text_of"]
 
 #: Attribute of a rebuilt exception that holds the text of the traceback it was recorded with.
 TRACEBACK_ATTRIBUTE: Final = "durable_traceback"
@@ -56,14 +56,13 @@ def encode_exception(exc: BaseException, *, level: int = 0, budget: int = _BUDGE
 
 
 def decode_exception(tree: Any) -> BaseException:
-    """The exception of a tree: of its own class where that can be found and made, else a placeholder.
+    """The exception of a tree: of its own class where that is loaded and can be made, else a placeholder.
 
-    :raises Exception: of any kind when the tree is malformed.
+    :raises Exception: of any kind when the tree is malformed, or is no record of an exception.
     """
-    value = decode_tree(tree)
-    if not isinstance(value, BaseException):
-        raise TypeError("not the record of an exception")
-    return value
+    if not is_error(tree):
+        raise TypeError(f"it holds a {type(tree).__name__} instead of an error")
+    return _exception(tree[TAG], 0)
 
 
 class _Recorder:
@@ -76,7 +75,7 @@ class _Recorder:
         cls = type(exc)
         record: dict[str, Tree] = {
             "class": _plain(f"{cls.__module__}:{cls.__qualname__}", _TEXT_CHARS),
-            "text": _plain(_text(exc), _TEXT_CHARS if self.level < 2 else _REPR_CHARS),
+            "text": _plain(text_of(exc), _TEXT_CHARS if self.level < 2 else _REPR_CHARS),
         }
         if self.level >= 3:
             return node("error", {**record, "args": [record["text"]]})
@@ -161,12 +160,13 @@ def _attributes(exc: BaseException) -> dict[str, Any]:
     return found
 
 
-def _text(exc: BaseException) -> str:
+def text_of(exc: BaseException) -> str:
+    """Its message, whatever its class makes of ``str()``."""
     try:
         return str(exc)
     # A broken __str__ is no reason to lose the error.
     except Exception:
-        return f"<{type(exc).__qualname__}: str() of it failed>"
+        return f"<{type(exc).__qualname__}: str() failed>"
 
 
 def _traceback(exc: BaseException) -> str:
@@ -191,31 +191,69 @@ def _plain(text: str, limit: int) -> str:
 # Rebuilding ------------------------------------------------------------------------------------------------------
 
 
-def _decode_error(tagged: list[Any]) -> BaseException:
-    record = tagged[1]
-    args = tuple(decode_tree(part) for part in record["args"])
-    attributes = {name: decode_tree(part) for name, part in record.get("attributes", {}).items()}
+def _exception(tagged: list[Any], nesting: int) -> BaseException:
+    if nesting > _MAX_NESTING:
+        raise ValueError("errors are nested too deep in it")
+    _, record = tagged
+    ref, text = _text_of(record["class"]), _text_of(record["text"])
+    args = tuple(_part(part, nesting) for part in _list_of(record["args"]))
+    attributes = {name: _part(part, nesting) for name, part in record.get("attributes", {}).items()}
     try:
-        exc = _make(record["class"], args)
+        exc = _make(ref, args)
         exc.__dict__.update({name: part for name, part in attributes.items() if not _is_hidden(exc, name)})
         for name, part in attributes.items():
             if _is_hidden(exc, name):
                 setattr(exc, name, part)
     except _CannotMake as error:
-        original = dotted_name(record["class"])
+        original = dotted_name(ref)
         exc = ErrorPlaceholder(
-            f"{original}: {record['text']} (recorded; the class cannot be rebuilt here: {error})",
+            f"{original}: {text} (recorded; the class cannot be rebuilt here: {error})",
             original=original,
             original_args=args,
-            original_text=record["text"],
+            original_text=text,
         )
     if "notes" in record:
-        exc.__dict__["__notes__"] = [decode_tree(part) for part in record["notes"]]
+        exc.__dict__["__notes__"] = [_part(part, nesting) for part in _list_of(record["notes"])]
     if "traceback" in record:
-        exc.__dict__[TRACEBACK_ATTRIBUTE] = record["traceback"]
+        exc.__dict__[TRACEBACK_ATTRIBUTE] = _text_of(record["traceback"])
     if "cause" in record:
-        exc.__cause__ = decode_exception(record["cause"])
+        cause = record["cause"]
+        if not is_error(cause):
+            raise TypeError("its cause is not an error")
+        exc.__cause__ = _exception(cause[TAG], nesting + 1)
     return exc
+
+
+def is_error(tree: Any) -> bool:
+    """Whether a tree is the record of an exception."""
+    return type(tree) is dict and len(tree) == 1 and TAG in tree and tree[TAG][0] == "error"
+
+
+def _part(tree: Any, nesting: int) -> Any:
+    """An argument, attribute or note: only there can an error stand among values, or the text of what had no form."""
+    if type(tree) is list and tree and all(map(is_error, tree)):
+        return [_exception(error[TAG], nesting + 1) for error in tree]
+    if type(tree) is dict and TAG in tree:
+        tag, *content = tree[TAG]
+        if is_error(tree):
+            return _exception(tree[TAG], nesting + 1)
+        if tag == "repr":
+            return _text_of(*content)
+        if tag == "tuple" and content[0] and all(map(is_error, content[0])):
+            return tuple(_exception(error[TAG], nesting + 1) for error in content[0])
+    return decode_tree(tree)
+
+
+def _text_of(part: Any) -> str:
+    if type(part) is not str:
+        raise TypeError("one of its texts is not a string")
+    return part
+
+
+def _list_of(part: Any) -> list[Any]:
+    if type(part) is not list:
+        raise TypeError("one of its lists is not a list")
+    return part
 
 
 class _CannotMake(Exception):
@@ -229,7 +267,7 @@ def _make(ref: str, args: tuple[Any, ...]) -> BaseException:
     except LookupFailed as error:
         raise _CannotMake(str(error)) from error
     if not (isinstance(cls, type) and issubclass(cls, BaseException)):
-        raise _CannotMake("it is no exception class")
+        raise _CannotMake("it is not an exception class")
     base = next(base for base in cls.__mro__ if base.__module__ == "builtins")
     try:
         # The constructors of built-in exceptions are C code that only stores its arguments. The application's
@@ -247,5 +285,8 @@ def _is_hidden(exc: BaseException, name: str) -> bool:
     return any(isinstance(exc, base) and name in names for base, names in _HIDDEN)
 
 
-DECODERS["error"] = _decode_error
-DECODERS["repr"] = lambda tagged: tagged[1]
+def _no_value(tagged: list[Any]) -> Any:
+    raise TypeError("it holds an error instead of a value")
+
+
+DECODERS["error"] = DECODERS["repr"] = _no_value

@@ -1,23 +1,27 @@
 """Trees <-> bytes: the serializers, and the small integer on each row that names one.
 
-A row is decoded by what it says itself, not by today's setting: the setting may change while executions live. The
-integer is ``version * 16 + format``, where the version is that of the tree's form. Bits above the lowest eight
-are free; the cipher will use them.
+A row says which serializer wrote it, because the setting may change while executions live. But the setting decides
+which may be read: whoever can write to the database must not be able to choose one that runs code, or grows without
+bounds. The integer is ``version * 16 + format``, where the version is that of the tree's form. Bits above the lowest
+eight are free; the cipher will use them.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import json.encoder
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Collection
+from typing import Any, Final, Protocol
 
 from kombu.serialization import dumps, loads, registry  # type: ignore[attr-defined]
 
 from celery_durable.errors import ConfigurationError, PayloadError
 
-from .tree import Tree
+from .preview import preview
+from .refusal import MAX_DEPTH
+from .tree import Tree, check_tree
 
 __all__ = ["JSON_TAG", "PACK_TAG", "Format", "format_of_row", "format_of_setting"]
 
@@ -27,9 +31,11 @@ VERSION = 1
 _FORMATS = {"json": 1, "msgpack": 2, "yaml": 3, "pickle": 4}
 #: The format of serializers that an application registered with kombu; their name is in front of the data.
 _CUSTOM = 15
-#: No serializer's: several steps in one row, each with a tag of its own (see :mod:`..packing`).
+#: No serializer's: several steps in one row, each with a tag of its own (see :mod:`~.journal.packing`).
 PACK_TAG = VERSION * 16 + 14
-_PICKLE_TYPE = "application/x-python-serialize"
+_PICKLE_TYPE: Final = "application/x-python-serialize"
+#: How deep YAML may be nested: a container of a value takes at most four, as ``{"~": ["dict", [[key, value]]]}``.
+_DEEPEST: Final = 5 * MAX_DEPTH
 #: What a serializer must be able to carry.
 _PROBE: dict[str, Any] = {"z": [None, True, 1, -(2**63), 1.5, "é", ""], "a": {}, "m": []}
 
@@ -91,9 +97,9 @@ class _Json:
         try:
             tree, end = self._scan(text, 0)
         except StopIteration as error:
-            raise ValueError(f"no JSON at character {error.value}") from None
+            raise ValueError(f"invalid JSON at character {error.value}") from None
         if end != len(text):
-            raise ValueError(f"{len(text) - end} characters too many")
+            raise ValueError(f"{len(text) - end} characters after its end")
         return tree
 
 
@@ -122,7 +128,7 @@ class _Kombu:
         self._content_type, self._encoding, _ = dumps(_PROBE, serializer=self.name)
         copy: Any = self.load(self.dump(_PROBE))
         if type(copy) is not dict or copy != _PROBE:
-            raise ValueError("it does not give back what it was given")
+            raise ValueError("it does not return what it was given")
         self.ordered = list(copy) == list(_PROBE)
 
     def dump(self, tree: Tree) -> bytes:
@@ -136,7 +142,50 @@ class _Kombu:
             raise ValueError("no data")
         # accept= lifts the ban that a worker's accept_content lays on messages; the journal is not a message.
         tree: Tree = loads(body, self._content_type, self._encoding, accept={self._content_type})
+        check_tree(tree)
         return tree
+
+
+class _Yaml(_Kombu):
+    """YAML without references, by which a few bytes could stand for gigabytes."""
+
+    def __init__(self) -> None:
+        yaml = importlib.import_module("yaml")
+
+        class Dumper(yaml.SafeDumper):  # type: ignore[misc, name-defined]
+            def ignore_aliases(self, data: Any) -> bool:
+                return True
+
+        self._yaml, self._dumper = yaml, Dumper
+        super().__init__("yaml")
+
+    def dump(self, tree: Tree) -> bytes:
+        data: bytes = self._yaml.dump(tree, Dumper=self._dumper, encoding="utf-8", allow_unicode=True)
+        return data
+
+    def load(self, data: bytes) -> Tree:
+        text = data.decode()
+        if not text:
+            raise ValueError("no data")
+        self._check_events(text)
+        tree: Tree = self._yaml.safe_load(text)
+        check_tree(tree)
+        return tree
+
+    def _check_events(self, text: str) -> None:
+        yaml = self._yaml
+        depth = 0
+        # They are parsed one by one: what is refused is not read further. The time of PyYAML grows with the square
+        # of the depth.
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("it has references, which this library does not write")
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+                if depth > _DEEPEST:
+                    raise ValueError(f"it is nested deeper than {_DEEPEST} levels")
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
 
 
 _JSON = _Json()
@@ -148,9 +197,16 @@ def _kombu(name: str, content_type: str) -> _Kombu:
     return _Kombu(name)
 
 
+@functools.cache
+def _yaml() -> _Yaml:
+    return _Yaml()
+
+
 def _named(name: str) -> Format:
     if name == "json":
         return _JSON
+    if name == "yaml":
+        return _yaml()
     return _kombu(name, registry.name_to_type[name])
 
 
@@ -162,8 +218,8 @@ def _usable(name: str) -> bool:
     return True
 
 
-def format_of_setting(name: str) -> Format:
-    """The serializer that ``durable_serializer`` names.
+def format_of_setting(name: str, setting: str = "durable_serializer") -> Format:
+    """The serializer that a setting names.
 
     :raises ConfigurationError: when kombu does not know it, or it cannot carry a tree.
     """
@@ -174,17 +230,17 @@ def format_of_setting(name: str) -> Format:
         why = f"does not work: {type(error).__name__}: {error}" if known else "is not registered with kombu"
         usable = ", ".join(sorted(other for other in registry.name_to_type if _usable(other)))
         raise ConfigurationError(
-            f"durable_serializer = {name!r} {why}. Use one of: {usable}; or register it with "
-            "kombu.serialization.register() before the application starts.",
-            setting="durable_serializer",
+            f"{setting} = {name!r} {why}. Use one of: {usable}; or register it with kombu.serialization.register() "
+            "before the application starts.",
+            setting=setting,
         ) from error
 
 
-def format_of_row(tag: int, data: bytes, where: str, configured: Format) -> Format:
+def format_of_row(tag: int, data: bytes, where: str, configured: Format, accepted: Collection[str]) -> Format:
     """The serializer that wrote a row.
 
-    :param configured: that of the setting. Pickle is read only where it is the configured one: whoever can write
-        to the database must not be able to choose it.
+    :param configured: that of ``durable_serializer``.
+    :param accepted: names of others that may be read (``durable_accept_serializers``). JSON always may.
     :raises PayloadError: when this program cannot or must not read it.
     """
     if tag == configured.tag and tag & 15 != _CUSTOM:
@@ -202,18 +258,24 @@ def format_of_row(tag: int, data: bytes, where: str, configured: Format) -> Form
         name = next((known for known, code in _FORMATS.items() if code == number), "")
     if name == configured.name:
         return configured
-    if name == "pickle" or registry.name_to_type.get(name) == _PICKLE_TYPE:
+    if name != "json" and name not in accepted:
+        shown = preview(name, 80) if name else f"number {number}"
+        risk = ", which can run code when it is read" if _is_pickle(name) else ""
         raise PayloadError(
-            f"{where} was stored with pickle, which can run code when it is read, and durable_serializer is "
-            f"{configured.name!r}. If the database is trusted, set durable_serializer = 'pickle' until such "
-            "executions have ended.",
+            f"{where} was stored with the serializer {shown}{risk}; this application writes {configured.name!r} and "
+            "does not read it. If it was written by this application, and the database is trusted, name it in "
+            "durable_accept_serializers until such executions have ended.",
             where=where,
         )
     try:
         return _named(name)
     except Exception as error:
         raise PayloadError(
-            f"{where} was stored with the serializer {name or tag!r}, which cannot be used here ({error}); install "
-            "it, or register it with kombu.serialization.register() before the worker starts.",
+            f"{where} was stored with the serializer {name!r}, which cannot be used here ({error}); install it, or "
+            "register it with kombu.serialization.register() before the worker starts.",
             where=where,
         ) from error
+
+
+def _is_pickle(name: str) -> bool:
+    return name == "pickle" or registry.name_to_type.get(name) == _PICKLE_TYPE

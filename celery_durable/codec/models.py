@@ -1,19 +1,20 @@
 """pydantic models (version 2), and its time zones, where the application uses pydantic.
 
 Rebuilt part by part through the hook that pydantic itself keeps for pickling, so that no validator runs at
-replay: a value that was valid when it was recorded is given back as it was. pydantic is never imported from here;
-where a model exists, the application has imported it.
+replay: a value that was valid when it was recorded is given back as it was. Whether it still fits the types of its
+fields is asked (:mod:`.model_fields`): a deploy may have changed them. pydantic is never imported from here; where a
+model exists, the application has imported it.
 """
 
 from __future__ import annotations
 
-import importlib
 import sys
 from typing import Any
 
 from .classes import dotted_name, reference
-from .records import check_fields, missing_field, resolve
+from .model_fields import fitted, misfits
 from .refusal import Undecodable, Unencodable, type_name
+from .structures import check_fields, missing_field, resolve
 from .tree import CLASS_ENCODERS, DECODERS, Encode, Tree, TreeEncoder, decode_tree, node
 
 __all__ = ["is_model", "is_zone"]
@@ -44,10 +45,10 @@ def _zone_encoder(cls: type) -> Encode | None:
 
 
 def _decode_zone(tagged: list[Any]) -> Any:
-    try:
-        return importlib.import_module("pydantic_core").TzInfo(tagged[1])
-    except ImportError as error:
-        raise Undecodable("it has a time zone of pydantic, which is not installed here") from error
+    core = sys.modules.get("pydantic_core")
+    if core is None:
+        raise Undecodable("it has a time zone of pydantic, which nothing has imported here; name it in durable_modules")
+    return core.TzInfo(tagged[1])
 
 
 def _model_encoder(cls: type) -> Encode | None:
@@ -70,10 +71,13 @@ def _model_encoder(cls: type) -> Encode | None:
             raise Unencodable(f"a {name!r} without its field {lacking}. Give every field a value.", name)
         trees = encoder.fields(fields, depth, value)
         fields_set: list[Tree] = sorted(state["__pydantic_fields_set__"])
-        rest = [
+        rest: list[Tree] = [
             part if part is None else encoder.fields(part, depth, value)
             for part in (state["__pydantic_extra__"], state["__pydantic_private__"])
         ]
+        odd = misfits(cls, fields)
+        if odd:
+            rest.append(encoder.encode(odd, depth))
         return node("model", ref, trees, fields_set, *(rest if any(part is not None for part in rest) else ()))
 
     return encode
@@ -83,18 +87,21 @@ def _decode_model(tagged: list[Any]) -> Any:
     _, ref, trees, fields_set, *rest = tagged
     cls = resolve(ref)
     if not is_model(cls):
-        raise Undecodable(f"{dotted_name(ref)} is not a pydantic model any more")
+        raise Undecodable(f"{dotted_name(ref)} is no longer a pydantic model")
     known = cls.model_fields
     check_fields(ref, trees, known)
+    extra, private, odd = (*rest, None, None, None)[:3]
+    recorded = {name: decode_tree(tree) for name, tree in trees.items()}
+    recorded = fitted(cls, recorded, frozenset(odd or ()), dotted_name(ref))
     values = {}
     for name, field in known.items():
-        if name in trees:
-            values[name] = decode_tree(trees[name])
+        if name in recorded:
+            values[name] = recorded[name]
         elif field.is_required():
             raise missing_field(ref, name)
         else:
             values[name] = _default(field, values)
-    extra, private = map(_decode_fields, rest) if rest else (None, None)
+    extra, private = _decode_fields(extra), _decode_fields(private)
     if cls.__private_attributes__:
         defaults = {name: attribute.get_default() for name, attribute in cls.__private_attributes__.items()}
         undefined = sys.modules["pydantic_core"].PydanticUndefined

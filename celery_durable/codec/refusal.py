@@ -1,4 +1,4 @@
-"""Why a value is refused, and how that is told.
+"""Why a value is refused, and how errors explain it.
 
 A walk over a value does not know what the value is (that is ``where``), and does not carry a path, because
 a path costs time on every value and is needed on almost none. A refusal is therefore an internal exception that
@@ -7,11 +7,15 @@ collects the path while it travels up, and becomes a :class:`~celery_durable.err
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import types
+from collections.abc import Iterator
 from typing import Any
 
 from celery_durable.errors import JournalCorrupted, PayloadError, PayloadTooLarge
+
+from .preview import one_line
 
 __all__ = [
     "MAX_DEPTH",
@@ -25,6 +29,7 @@ __all__ = [
     "path_text",
     "refuse",
     "type_name",
+    "understood",
 ]
 
 #: How many containers may be nested in each other. A container that contains itself ends here too. Chosen so
@@ -38,6 +43,8 @@ _PLAIN_DATA = (
 )
 #: Path segments shown of a path longer than that, from each end.
 _PATH_ENDS = 4
+#: Characters shown of why bytes are damaged: they may be an attacker's.
+_REASON_CHARS = 400
 
 
 class Unencodable(Exception):
@@ -88,10 +95,23 @@ def oversize(where: str, size: int | str, limit: int) -> PayloadTooLarge:
 def corrupted(where: str, reason: str) -> JournalCorrupted:
     """The error for stored bytes that no codec can have written, or that were changed since."""
     return JournalCorrupted(
-        f"{where} cannot be read back from the journal: {reason}. The row was changed or damaged after it was "
-        "written; restore it from a backup, or start the work again under another id.",
+        f"{where} cannot be read back from the journal: {one_line(reason, _REASON_CHARS)}. The row was changed or "
+        "damaged after it was written; restore it from a backup, or start the work again under another id.",
         where=where,
     )
+
+
+@contextlib.contextmanager
+def understood(where: str) -> Iterator[None]:
+    """Around the reading of what this library keeps for itself: where its parts are missing, or are something else, it
+    was not written by us.
+
+    :raises JournalCorrupted: instead of what Python raises then.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise corrupted(where, f"{type(error).__name__}: {error}") from error
 
 
 def path_text(segments: list[str]) -> str:
@@ -144,7 +164,7 @@ def _why(value: Any, kind: type) -> str:
     if isinstance(value, datetime.tzinfo):
         return "a time zone that cannot be rebuilt. Use datetime.timezone or zoneinfo.ZoneInfo."
     if kind.__qualname__ == "defaultdict":
-        return "which holds a function. Use dict(...) of it."
+        return "which holds a function. Convert it with dict(...)."
     for base in _SUBCLASSED:
         if isinstance(value, base):
             return (

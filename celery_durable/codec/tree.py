@@ -11,12 +11,29 @@ back to its base, because it would come back as something else.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Union
 
+from .preview import preview
 from .refusal import OversizeValue, Undecodable, Unencodable, deeper, key_segment, refuse
 
-__all__ = ["CLASS_ENCODERS", "DECODERS", "ENCODERS", "TAG", "Encode", "Tree", "TreeEncoder", "decode_tree", "node"]
+__all__ = [
+    "CLASS_ENCODERS",
+    "DECODERS",
+    "ENCODERS",
+    "TAG",
+    "Encode",
+    "Tree",
+    "TreeEncoder",
+    "check_tree",
+    "decode_items",
+    "decode_pairs",
+    "decode_tree",
+    "hashable_items",
+    "node",
+    "spread",
+]
 
 Tree = Union[None, bool, int, float, str, "list[Any]", "dict[str, Any]"]
 #: ``encode(value, encoder, depth) -> tree``.
@@ -34,6 +51,9 @@ DECODERS: dict[str, Decode] = {}
 CLASS_ENCODERS: list[Callable[[type], Encode | None]] = []
 
 _INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
+#: The most members of a set, or keys of a dict, with one hash: each is compared with all others of its hash.
+_MOST_ALIKE = 256
+_LEAVES = frozenset({type(None), bool, float, str})
 
 
 def node(tag: str, *payload: Tree) -> Tree:
@@ -123,6 +143,8 @@ class TreeEncoder:
         """The trees of the entries of a dict, in order, as ``[key, value]``."""
         below = deeper(depth, values)
         self.spend(2 * len(values))
+        if not spread(values):
+            raise Unencodable(_ALIKE.format("keys"), "")
         encode = self.encode
         trees: list[Tree] = []
         part = ""
@@ -150,12 +172,74 @@ def decode_tree(tree: Any) -> Any:
             (tagged,) = tree.values()
             decode = DECODERS.get(tagged[0])
             if decode is None:
-                raise Undecodable(f"it has parts of the unknown kind {tagged[0]!r}; was it written by a newer version?")
+                raise Undecodable(
+                    f"it has parts of the unknown kind {preview(tagged[0], 40)}; was it written by a newer version?"
+                )
             return decode(tagged)
         return {key: decode_tree(value) for key, value in tree.items()}
     if kind is list:
         return [decode_tree(value) for value in tree]
     return tree
+
+
+def decode_items(tagged: list[Any]) -> list[Any]:
+    """The values of the items of a list-like node."""
+    _, trees = tagged
+    if type(trees) is not list:
+        raise TypeError("its items are not a list")
+    return [decode_tree(tree) for tree in trees]
+
+
+def hashable_items(tagged: list[Any]) -> list[Any]:
+    """The same of a node that becomes a set."""
+    return _checked(decode_items(tagged))
+
+
+def decode_pairs(tagged: list[Any]) -> dict[Any, Any]:
+    """The entries of a node that becomes a dict."""
+    _, trees = tagged
+    pairs = [(decode_tree(key), decode_tree(value)) for key, value in trees]
+    _checked([key for key, _ in pairs])
+    return dict(pairs)
+
+
+def spread(members: Any) -> bool:
+    """Whether a set or dict of these takes no longer than its size lets one expect. Numbers can be chosen to have one
+    hash, which would keep a process busy for hours.
+    """
+    return len(members) <= _MOST_ALIKE or max(Counter(map(hash, members)).values()) <= _MOST_ALIKE
+
+
+_ALIKE = f"a collection with more than {_MOST_ALIKE} {{}} that have the same hash. Use a list."
+
+
+def _checked(members: list[Any]) -> list[Any]:
+    if not spread(members):
+        raise Undecodable(f"it is {_ALIKE.format('members')}")
+    return members
+
+
+def check_tree(tree: Any) -> None:
+    """Make sure that a serializer which can carry more has brought nothing but a tree.
+
+    :raises Exception: of any kind when it is none.
+    """
+    kind = type(tree)
+    if kind in _LEAVES:
+        return
+    if kind is int:
+        if not _INT_MIN <= tree <= _INT_MAX:
+            raise ValueError("an integer is too large")
+    elif kind is list:
+        for item in tree:
+            check_tree(item)
+    elif kind is dict:
+        for key, value in tree.items():
+            if type(key) is not str:
+                raise TypeError(f"a key is not text but {type(key).__name__}")
+            check_tree(value)
+    else:
+        raise TypeError(f"there is a {kind.__name__} in it")
 
 
 def _encoder_of_class(value: Any, kind: type) -> Encode:
@@ -196,7 +280,7 @@ def _encode_dict(value: dict[Any, Any], encoder: TreeEncoder, depth: int) -> Tre
 
 ENCODERS[list] = _encode_list
 ENCODERS[dict] = _encode_dict
-DECODERS["dict"] = lambda tagged: {decode_tree(key): decode_tree(value) for key, value in tagged[1]}
+DECODERS["dict"] = decode_pairs
 DECODERS["str"] = lambda tagged: bytes.fromhex(tagged[1]).decode("utf-8", "surrogatepass")
 DECODERS["int"] = lambda tagged: int(tagged[1], 16)
 DECODERS["float"] = lambda tagged: float(tagged[1])

@@ -1,4 +1,4 @@
-"""What may go wrong in an installation before it does: ``celery durable doctor``, and warnings at a worker's start.
+"""Finds problems of an installation before they hurt: ``celery durable doctor``, and warnings at a worker's start.
 
 A check is a function with a stable code that looks at one thing and yields what it finds. Those of
 :mod:`.own_settings` and :mod:`.celery_settings` read the configuration alone, and cost nothing; the others ask the
@@ -21,7 +21,7 @@ __all__ = ["Check", "Finding", "Patient", "Severity", "checks", "examine", "warn
 
 logger = logging.getLogger(__name__)
 
-#: What the configuration alone tells.
+#: Checks that need only the configuration.
 _CONFIGURATION = (own_settings, celery_settings)
 
 
@@ -41,7 +41,7 @@ def examine(patient: Patient) -> Iterator[Finding]:
 
 
 def warn_at_start(app: Celery) -> list[Finding]:
-    """Log what the configuration alone tells: once for each cause.
+    """Log the findings of the configuration alone, once for each cause.
 
     :returns: what was logged.
     """
@@ -53,7 +53,7 @@ def warn_at_start(app: Celery) -> list[Finding]:
                 if finding.severity is not Severity.OK and not finding.silenced:
                     said.append(finding)
                     logger.warning(
-                        "[%s] %s %s (celery durable doctor; known? durable_silence = [%r])",
+                        "[%s] %s %s (celery durable doctor; to silence this: durable_silence = [%r])",
                         finding.code,
                         finding.text,
                         finding.cure,

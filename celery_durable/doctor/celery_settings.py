@@ -1,4 +1,4 @@
-"""Checks of Celery's own settings, where they would betray a durable execution."""
+"""Checks of Celery's own settings that can harm a durable execution."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from typing import Any
 
 import celery
 
-from ..expiry import chord_expiry
-from ..settings import LOSSY_TRANSPORTS
+from celery_durable.execution.chords import chord_expiry
+from celery_durable.settings import LOSSY_TRANSPORTS
+
 from .checks import Patient, Remark, check, error, fine, warning
 
 __all__ = ["visibility_timeout"]
 
-#: Where the broker brings back a message that was not acknowledged for so long: its default, in seconds.
+#: After how many seconds the broker delivers an unacknowledged message again, by default.
 _VISIBILITY = {"redis": 3600.0, "rediss": 3600.0, "sentinel": 3600.0, "sqs": 1800.0, "gcpubsub": 600.0}
 _REDIS = frozenset({"redis", "rediss", "sentinel"})
+#: From here on a shorter time-out is worth a thought, in seconds.
+_LONG = 900.0
 #: A chord is forgotten sooner than Celery's own default, in seconds.
 _A_DAY = 86_400.0
 
@@ -56,16 +59,16 @@ def time_limits(patient: Patient) -> Iterator[Remark]:
     hasty = [task for task, hard, _ in limits if 0 < hard <= patience]
     if hasty:
         yield warning(
-            f"{_names(hasty)}: the hard time limit is within durable_ack_timeout ({patience:g} s): where the database "
-            "answers late, the execution fails instead of coming back.",
-            "Give the task more time, or the database less.",
+            f"{_names(hasty)}: the hard time limit is not longer than durable_ack_timeout ({patience:g} s): if the "
+            "database answers late, the execution fails instead of being delivered again.",
+            "Raise the time limit of the task, or lower durable_ack_timeout.",
         )
     deaf = [task for task, hard, soft in limits if 0 < hard <= soft]
     if deaf:
         yield warning(
-            f"{_names(deaf)}: the soft time limit is no shorter than the hard one: it never comes to it, and the body "
-            "never hears of its end.",
-            "Make the soft limit the shorter one.",
+            f"{_names(deaf)}: the soft time limit is not shorter than the hard one: it is never reached, and the body "
+            "is killed without a warning.",
+            "Make the soft limit shorter than the hard one.",
         )
 
 
@@ -75,9 +78,9 @@ def prefetching(patient: Patient) -> Iterator[Remark]:
     multiplier = patient.conf.worker_prefetch_multiplier
     if multiplier == 0:
         yield warning(
-            "worker_prefetch_multiplier is 0: a worker takes as many messages as there are. What it has not started "
-            "when it dies waits for the broker to bring it back.",
-            "Set it to 1 for long tasks, to some more for short ones; or use the outbox, which brings it back sooner.",
+            "worker_prefetch_multiplier is 0: a worker takes as many messages as there are. If it dies, those that it "
+            "has not started wait for the broker to deliver them again.",
+            "Set it to 1 for long tasks, to a few for short ones; or use the outbox, which sends them again sooner.",
         )
     else:
         yield fine(
@@ -91,7 +94,8 @@ def connection_loss(patient: Patient) -> Iterator[Remark]:
     if patient.conf.worker_cancel_long_running_tasks_on_connection_loss:
         yield warning(
             "worker_cancel_long_running_tasks_on_connection_loss is on: every durable body that runs is killed when "
-            "the broker's connection is lost. It goes on afterwards, but guarded steps that run then are in doubt.",
+            "the broker's connection is lost. It continues afterwards, but guarded steps that were running are in "
+            "doubt.",
             "Turn it off: a message that the broker delivers again meanwhile is dropped.",
         )
 
@@ -113,27 +117,35 @@ def _version() -> tuple[int, ...]:
 
 @check("CD926", "visibility time-out")
 def visibility(patient: Patient) -> Iterator[Remark]:
-    """Redis and others deliver the message of a long task again while it runs."""
+    """Redis and others deliver the message of a long task again while it runs, which harms where it is not durable."""
     timeout = visibility_timeout(patient)
     if timeout is None:
         yield fine(f"{patient.transport} has none")
         return
     lease = patient.settings.lease_timeout
-    limit = max((task.time_limit or patient.conf.task_time_limit or 0 for task in patient.tasks), default=0)
     if timeout <= lease:
         yield warning(
             f"visibility_timeout ({timeout:g} s) is not longer than durable_lease_timeout ({lease:g} s): nearly every "
             "message is delivered several times. The copies are dropped, but each costs a look at the journal.",
-            "Set it to an hour or more: it does not decide any more when work goes on.",
+            "Set it to a few minutes: it no longer decides when work continues.",
         )
-    elif limit > timeout:
+        return
+    others = [task for name, task in patient.app.tasks.items() if not name.startswith(("celery.", "celery_durable."))]
+    plain = [task for task in others if task.acks_late and task not in patient.tasks]
+    longest = max((task.time_limit or patient.conf.task_time_limit or 0 for task in plain), default=0)
+    if longest > timeout:
         yield warning(
-            f"a durable task may run for {limit:g} s, longer than visibility_timeout ({timeout:g} s): its message is "
-            "delivered again meanwhile, and the copy dropped.",
-            "Set the visibility time-out above the longest task and countdown.",
+            f"a task that is not durable may run for {longest:g} s, longer than visibility_timeout ({timeout:g} s): "
+            "its message is delivered again meanwhile, and it runs twice.",
+            "Set the visibility time-out above it, or make the task durable.",
+        )
+    elif timeout >= _LONG and not patient.settings.outbox:
+        yield fine(
+            f"{timeout:g} s: that long wait the messages that a killed worker had taken and not started. Where all "
+            "long tasks are durable, a few minutes are enough: copies of running and waiting executions are dropped"
         )
     else:
-        yield fine(f"{timeout:g} s; copies of messages that run, or wait, for longer are dropped")
+        yield fine(f"{timeout:g} s; copies of durable tasks that run, or wait, for longer are dropped")
 
 
 @check("CD927", "lost messages")
@@ -141,7 +153,7 @@ def lossy(patient: Patient) -> Iterator[Remark]:
     """Some transports forget what a killed worker had taken."""
     transport = patient.transport
     if transport == "memory":
-        yield warning("the broker is in memory: its messages live and die with this process.", "For tests only.")
+        yield warning("the broker is in memory: its messages are lost when this process ends.", "For tests only.")
     elif patient.settings.outbox:
         yield fine("the outbox records each message before the broker has it")
     elif transport in LOSSY_TRANSPORTS:
@@ -151,12 +163,12 @@ def lossy(patient: Patient) -> Iterator[Remark]:
             "Leave durable_outbox alone: it is on by itself on this transport.",
         )
     else:
-        yield fine(f"{transport} keeps them; durable_outbox would survive the loss of the broker, too")
+        yield fine(f"{transport} keeps them; durable_outbox would also protect against the loss of the broker")
 
 
 @check("CD928", "priorities")
 def priorities(patient: Patient) -> Iterator[Remark]:
-    """A priority that the broker was not told to heed."""
+    """A priority that the broker is not configured to honour."""
     conf = patient.conf
     urgent = [task for task in patient.tasks if getattr(task, "priority", None)]
     if not (urgent or conf.task_default_priority):
@@ -164,14 +176,14 @@ def priorities(patient: Patient) -> Iterator[Remark]:
     who = _names(urgent) if urgent else "task_default_priority"
     if patient.transport in _REDIS and (conf.broker_transport_options or {}).get("queue_order_strategy") != "priority":
         yield warning(
-            f"{who}: there are priorities, but Redis serves its queues in turn unless told otherwise.",
+            f"{who}: there are priorities, but by default Redis serves its queues in turn.",
             "broker_transport_options = {'queue_order_strategy': 'priority', ...}",
         )
     elif patient.transport in ("amqp", "pyamqp", "amqps", "librabbitmq") and not (
         conf.task_queue_max_priority or _declared_priorities(conf)
     ):
         yield warning(
-            f"{who}: there are priorities, but RabbitMQ heeds them only in queues declared with a highest one.",
+            f"{who}: there are priorities, but RabbitMQ honours them only in queues declared with a maximum priority.",
             "Set task_queue_max_priority, or x-max-priority on the queues.",
         )
 
@@ -186,10 +198,10 @@ def _declared_priorities(conf: Any) -> bool:
 
 @check("CD929", "eager mode")
 def eager(patient: Patient) -> Iterator[Remark]:
-    """Eager runs have nobody who goes on with them."""
+    """Nobody continues an eager run."""
     if patient.conf.task_always_eager:
         yield warning(
-            "task_always_eager is on: tasks run in the process that calls them, and nobody recovers one that dies.",
+            "task_always_eager is on: tasks run in the process that calls them, and nothing recovers one that dies.",
             "For tests only.",
         )
 
@@ -204,12 +216,12 @@ def results(patient: Patient) -> Iterator[Remark]:
         yield warning(
             "there is no result backend: AsyncResult knows nothing, chords do not work, and a parked execution shows "
             "in the log and in `celery durable list` only. The journal has all outcomes.",
-            "Set result_backend where anybody waits for results or uses chords, task_ignore_result where nobody does.",
+            "Set result_backend if you wait for results or use chords; otherwise set task_ignore_result.",
         )
     elif uri.startswith("rpc"):
         yield warning(
-            "the result backend is rpc://: a result goes to the process that called, and is lost when that ends. An "
-            "execution that goes on later, or is parked, is not seen by anybody else.",
+            "the result backend is rpc://: a result goes to the process that made the call, and is lost when that "
+            "process ends. Nobody sees the end of an execution that continues later, or that it is parked.",
             "Use a backend that stores results, such as redis:// or db+postgresql://.",
         )
     else:
@@ -225,8 +237,8 @@ def expiry(patient: Patient) -> Iterator[Remark]:
     name = "result_chord_expires" if patient.conf.get("result_chord_expires") is not None else "result_expires"
     if seconds < _A_DAY:
         yield warning(
-            f"{name} is {seconds:g} s: a chord of which a member waits for longer (a sleep, a promise, a retry, an "
-            "operator) is forgotten by the result backend, and its body never runs.",
+            f"{name} is {seconds:g} s: if a member of a chord waits longer (a sleep, a promise, a retry, an operator), "
+            "the result backend forgets the chord, and its body never runs.",
             "Set it longer than any member waits.",
         )
     else:

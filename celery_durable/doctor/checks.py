@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from ..settings import Settings, load
-from ..store import Database
-from ..store.urls import parse_url
+from celery_durable.messaging.tasks import is_durable
+from celery_durable.settings import Settings, load
+from celery_durable.store import Database
+from celery_durable.store.pooler import Pooler
+from celery_durable.store.urls import parse_url
 
 if TYPE_CHECKING:
     from celery import Celery
 
 __all__ = ["Check", "Finding", "Patient", "Remark", "Severity", "check", "checks", "error", "fine", "warning"]
-
-#: How long a question may take that no index answers, in seconds.
-_UNHURRIED: Final = 60.0
 
 
 class Severity(str, enum.Enum):
@@ -88,22 +87,16 @@ class Patient:
         self.conf: Any = app.conf
         self.settings: Settings = load(app)
         self.url = parse_url(self.settings.database_url)
+        self.pooler = Pooler(self.settings.pooler)
 
     @functools.cached_property
     def database(self) -> Database:
         """The journal's, with connections of its own."""
-        return Database(self.settings.database_url, timeout=self.settings.ack_timeout, pooled=False)
-
-    @functools.cached_property
-    def unhurried(self) -> Database:
-        """The same, for questions that no index answers."""
-        return Database(self.settings.database_url, timeout=max(self.settings.ack_timeout, _UNHURRIED), pooled=False)
+        return Database(self.settings.database_url, timeout=self.settings.ack_timeout, pooled=False, pooler=self.pooler)
 
     @functools.cached_property
     def tasks(self) -> list[Any]:
         """The durable tasks that this process knows."""
-        from ..publish import is_durable
-
         return [task for name, task in sorted(self.app.tasks.items()) if is_durable(self.app, name)]
 
     @property

@@ -9,14 +9,18 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from ..errors import DurableError
-from ..store import migrations
-from ..store.tables import executions, now_ms
+from celery_durable.errors import DurableError
+from celery_durable.store import migrations
+from celery_durable.store.connect_options import LIBPQ
+from celery_durable.store.pooler import given_options, is_between
+from celery_durable.store.tables import executions, now_ms
+from celery_durable.store.urls import shown
+
 from .checks import Patient, Remark, check, error, fine, warning
 
 __all__: list[str] = []
 
-#: Clocks that differ by more are told, in seconds.
+#: Clocks that differ by more seconds are reported.
 _CLOCKS = 5.0
 #: File systems that other machines have, too: SQLite's locks and shared memory do not work there.
 _REMOTE = ("nfs", "cifs", "smb", "9p", "afs", "ceph", "gluster", "fuse.sshfs", "fuse.glusterfs", "lustre", "ncpfs")
@@ -38,10 +42,10 @@ def _file(patient: Patient) -> Path | None:
 @check("CD901", "database")
 def reachable(patient: Patient) -> Iterator[Remark]:
     """Nothing works without it."""
-    where = patient.url.render_as_string(hide_password=True)
+    where = shown(patient.url)
     if patient.database.in_memory:
         yield error(
-            "the journal is in memory: it lives and dies with its process, and no process sees another's.",
+            "the journal is in memory: it is lost when its process ends, and no process sees another's.",
             "For tests only: name a file, sqlite:///journal.db, or a server.",
             fatal=True,
         )
@@ -50,7 +54,8 @@ def reachable(patient: Patient) -> Iterator[Remark]:
     if file is not None and not file.exists():
         yield warning(
             f"there is no journal at {file} yet: nothing durable has run with these settings in this folder.",
-            "If workers have run, look with their configuration and in their folder. Else it is made on first use.",
+            "If workers have run, run this command with their configuration and in their folder. Otherwise the "
+            "journal is created on first use.",
         )._replace(fatal=True)
         return
     begin = time.monotonic()
@@ -74,7 +79,7 @@ def schema(patient: Patient) -> Iterator[Remark]:
     engine = patient.database.engine
     found, wanted = migrations.current(engine), migrations.head()
     if found is None and patient.database.dialect == "sqlite":
-        yield fine("no tables yet; they are made on first use")._replace(fatal=True)
+        yield fine("no tables yet; they are created on first use")._replace(fatal=True)
         return
     try:
         migrations.ensure(engine, create=False)
@@ -99,8 +104,8 @@ def clocks(patient: Patient) -> Iterator[Remark]:
     if apart > _CLOCKS:
         which = "ahead of" if there < before else "behind"
         yield warning(
-            f"this machine's clock is {apart:.1f} s {which} the database's. Leases, sleeps and retention go by the "
-            "database's, so they are right; Celery's countdowns, ETAs and expires go by those of senders and workers.",
+            f"this machine's clock is {apart:.1f} s {which} the database's. Leases, sleeps and retention use the "
+            "database's, so they are right; Celery's countdowns, ETAs and expires use those of senders and workers.",
             "Synchronise the clocks (NTP).",
         )
     else:
@@ -116,7 +121,7 @@ def place(patient: Patient) -> Iterator[Remark]:
     kind = _file_system(file) if file is not None else ""
     if kind.startswith(_REMOTE):
         yield error(
-            f"{file} lies on a network file system ({kind}), where SQLite's write-ahead log does not work: the journal "
+            f"{file} is on a network file system ({kind}), where SQLite's write-ahead log does not work: the journal "
             "will be damaged.",
             "Put it on a local disk; for several machines use PostgreSQL, MySQL or MariaDB.",
         )
@@ -124,13 +129,13 @@ def place(patient: Patient) -> Iterator[Remark]:
     if len(hosts) > 1:
         yield error(
             f"processes of several machines have used this file: {', '.join(hosts)}.",
-            "A SQLite file is for one machine: use PostgreSQL, MySQL or MariaDB. (Containers count as machines; where "
-            "they have been on this one all along, silence this.)",
+            "A SQLite file is for one machine: use PostgreSQL, MySQL or MariaDB. (Containers count as machines; if "
+            "all of them run on this one, silence this check.)",
         )
 
 
 def _file_system(file: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
-    """The type of the file system on which a file lies; "" where nobody tells."""
+    """The type of the file system that a file is on; "" if it is unknown."""
     try:
         lines = mounts.read_text().splitlines()
     except OSError:
@@ -150,9 +155,7 @@ def _file_system(file: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
 
 def _hosts(patient: Patient) -> list[str]:
     """The machines whose processes have owned the latest executions."""
-    query = (
-        sa.select(executions.c.owner).where(executions.c.owner.is_not(None)).order_by(executions.c.pk.desc()).limit(500)
-    )
+    query = sa.select(executions.c.owner).order_by(executions.c.pk.desc()).limit(500)
     owners = patient.database.read(lambda c: c.execute(query).scalars().all())
     return sorted({owner.split(":", 1)[0] for owner in owners if owner})
 
@@ -173,6 +176,31 @@ def write_ahead(patient: Patient) -> Iterator[Remark]:
         yield fine("write-ahead")
 
 
+@check("CD907", "pooler")
+def pooler(patient: Patient) -> Iterator[Remark]:
+    """One that hands the server's sessions round is to be known."""
+    database = patient.database
+    if database.dialect != "postgresql" or database.url.get_driver_name() not in LIBPQ:
+        return
+    with database.engine.connect() as connection:
+        between = is_between(connection.connection, connection.connection.driver_connection)
+    if patient.settings.pooler == "none" and between:
+        yield error(
+            "there is a pooler between this process and the server, although durable_pooler says that there is none.",
+            "Leave durable_pooler out, or set it to 'transaction'.",
+        )
+    elif not database.pooler.between:
+        yield fine("there is none")
+    else:
+        yield fine("between this process and the server, without sessions of its own; limits are set per transaction")
+    if database.pooler.between and given_options(database.url):
+        yield warning(
+            "the options of durable_database_url (?options=) may never reach the server: a pooler drops them, or "
+            "refuses the connection.",
+            "Set them on the server: ALTER ROLE ... SET search_path, for example.",
+        )
+
+
 @check("CD906", "connections")
 def connections(patient: Patient) -> Iterator[Remark]:
     """More bodies at once than connections."""
@@ -190,8 +218,8 @@ def connections(patient: Patient) -> Iterator[Remark]:
     needed = min(concurrency, _POOL) + _PER_PROCESS if one_process else concurrency * _PER_PROCESS + 1
     if limit is not None and needed > limit * 0.8:
         yield warning(
-            f"one worker of concurrency {concurrency} may need {needed} connections, and the server allows {limit} to "
-            "everybody.",
+            f"one worker of concurrency {concurrency} may need {needed} connections, and the server allows {limit} in "
+            "all.",
             "Raise max_connections, put a pooler in between, or lower worker_concurrency.",
         )
     elif limit is not None:

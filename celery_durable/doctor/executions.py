@@ -1,34 +1,43 @@
-"""Checks of what is in the journal: executions that wait for somebody who does not come."""
+"""Checks of the journal's contents: executions that wait in vain."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from .. import envelope as envelopes
-from ..codec import Codec
-from ..expiry import chord_expiry
-from ..retention import Rules
-from ..store.records import FINAL_STATES, PARKED_STATES, PayloadKind, PromiseState, State, StoredPayload
-from ..store.tables import executions, now_ms, outbox, payloads, promises, upkeep
+from celery_durable.codec import Codec
+from celery_durable.execution.chords import chord_expiry
+from celery_durable.messaging import envelope as envelopes
+from celery_durable.retention.rules import Rules
+from celery_durable.runtime import envelope_codec_of
+from celery_durable.store.latest import count, latest
+from celery_durable.store.records import FINAL_STATES, PARKED_STATES, PayloadKind, PromiseState, State, StoredPayload
+from celery_durable.store.rows import LONGEST_SPACING
+from celery_durable.store.tables import executions, now_ms, now_once, outbox, payloads, promises, upkeep
+
 from .checks import Patient, Remark, check, error, fine, warning
+
+if TYPE_CHECKING:
+    from celery import Celery
+
 
 __all__: list[str] = []
 
 _x = executions.c
 
-#: How late recovery may be before somebody is told, in seconds and in rounds.
+#: How late recovery may be before it is reported, in seconds and in rounds.
 _LATE_SECONDS, _LATE_ROUNDS = 60.0, 10
 #: Sent so often without having started.
 _OFTEN = 5
-#: So many executions that have ended are many.
+#: From this number on, ended executions are many.
 _MANY = 100_000
-#: So many are counted; and so many are shown.
+#: The most that are counted, and the most that are shown.
 _MOST = 1000
 _SHOWN = 3
-#: So many sleepers are looked at.
+#: The most due executions, and the most sleepers, that are looked at.
+_LOOKED_AT = 10_000
 _SLEEPERS = 200
 
 
@@ -37,24 +46,24 @@ def _listed(names: list[str]) -> str:
     return f"{shown}, ..." if len(names) > _SHOWN else shown
 
 
-def _count(rows: list[Any]) -> str:
-    return f"{len(rows)}" if len(rows) < _MOST else f"{_MOST} or more"
+def _count(number: int) -> str:
+    return f"{number}" if number < _MOST else f"{_MOST} or more"
 
 
 def _rows(patient: Patient, query: sa.Select[Any]) -> list[Any]:
     ours = query.where(_x.namespace == patient.settings.namespace)
-    return list(patient.unhurried.read(lambda c: c.execute(ours).all()))
+    return list(patient.database.read(lambda c: c.execute(ours).all()))
 
 
 @check("CD941", "parked executions")
 def parked(patient: Patient) -> Iterator[Remark]:
     """They wait for a person."""
-    states = [state.value for state in PARKED_STATES]
-    found = _rows(patient, sa.select(_x.id).where(_x.state.in_(states)).order_by(_x.pk.desc()).limit(_MOST))
-    if found:
-        count = _count(found)
+    states, namespace = tuple(PARKED_STATES), patient.settings.namespace
+    number = patient.database.read(lambda c: count(c, namespace, states, _MOST))
+    if number:
+        found = patient.database.read(lambda c: latest(c, namespace, states=states, limit=_SHOWN + 1))
         yield warning(
-            f"{count} execution(s) wait for an operator: {_listed([row.id for row in found])}",
+            f"{_count(number)} execution(s) wait for an operator: {_listed([row.id for row in found])}",
             "celery durable show ID says why; then resolve, resume or cancel it.",
         )
 
@@ -64,27 +73,26 @@ def overdue(patient: Patient) -> Iterator[Remark]:
     """Nobody sends what is due."""
     late = max(_LATE_SECONDS, _LATE_ROUNDS * patient.settings.recovery_interval)
     query = (
-        sa.select(_x.id, (now_ms() - _x.wake_at).label("late"))
-        .where(_x.wake_at < now_ms() - int(late * 1000))
+        sa.select(_x.id, (now_once() - _x.wake_at).label("late"))
+        .where(_x.wake_at < now_once() - int(late * 1000))
         .order_by(_x.wake_at)
         .limit(_MOST)
     )
     found = _rows(patient, query)
     if found:
-        count = _count(found)
         yield error(
-            f"{count} execution(s) are overdue, the first by {found[0].late / 1000:.0f} s, and nobody sends them: "
-            f"{_listed([row.id for row in found])}",
+            f"{_count(len(found))} execution(s) are overdue, the first by {found[0].late / 1000:.0f} s, and nothing "
+            f"sends them: {_listed([row.id for row in found])}",
             f"No recovery service of namespace {patient.settings.namespace!r} runs, or none reaches the broker. Start "
-            "a worker, or celery durable service, and look into its log.",
+            "a worker, or celery durable service, and look at its log.",
         )
     unsent = sa.select(outbox.c.id).where(
-        outbox.c.namespace == patient.settings.namespace, outbox.c.wake_at < now_ms() - int(late * 1000)
+        outbox.c.namespace == patient.settings.namespace, outbox.c.wake_at < now_once() - int(late * 1000)
     )
-    messages = patient.unhurried.read(lambda c: c.execute(unsent.limit(_MOST)).all())
+    messages = patient.database.read(lambda c: c.execute(unsent.order_by(outbox.c.wake_at).limit(_MOST)).all())
     if messages:
         yield error(
-            f"{_count(list(messages))} message(s) of the outbox are overdue: {_listed([row.id for row in messages])}",
+            f"{_count(len(messages))} message(s) of the outbox are overdue: {_listed([row.id for row in messages])}",
             "As above: a worker, or celery durable service, sends them.",
         )
 
@@ -92,14 +100,17 @@ def overdue(patient: Patient) -> Iterator[Remark]:
 @check("CD943", "sent, but not started")
 def unstarted(patient: Patient) -> Iterator[Remark]:
     """Messages that no worker takes."""
-    waiting = (State.PENDING.value, State.SUSPENDED.value)
-    query = (
-        sa.select(_x.id, _x.task)
-        .where(_x.wake_at.is_not(None), _x.sends >= _OFTEN, _x.state.in_(waiting))
+    # What has been sent is looked at again within the longest pause. Of these some are looked at, the first ones first.
+    soon = (
+        sa.select(_x.id, _x.task, _x.sends, _x.state)
+        .where(_x.namespace == patient.settings.namespace, _x.wake_at <= now_once() + LONGEST_SPACING)
         .order_by(_x.wake_at)
-        .limit(_MOST)
+        .limit(_LOOKED_AT)
+        .subquery()
     )
-    found = _rows(patient, query)
+    waiting = (State.PENDING.value, State.SUSPENDED.value)
+    query = sa.select(soon.c.id, soon.c.task).where(soon.c.sends >= _OFTEN, soon.c.state.in_(waiting)).limit(_MOST)
+    found = patient.database.read(lambda c: c.execute(query).all())
     if found:
         tasks = sorted({row.task for row in found})
         yield warning(
@@ -116,9 +127,8 @@ def retention(patient: Patient) -> Iterator[Remark]:
     if rules.active:
         yield fine("on")
         return
-    ended = [state.value for state in FINAL_STATES]
-    query = sa.select(_x.pk).where(_x.state.in_(ended), _x.pruned_at.is_(None)).limit(1).offset(_MANY)
-    if _rows(patient, query):
+    ended, namespace = tuple(FINAL_STATES), patient.settings.namespace
+    if patient.database.read(lambda c: count(c, namespace, ended, _MANY + 1)) > _MANY:
         yield warning(
             f"more than {_MANY} executions have ended, and durable_retention is not set: the journal only grows.",
             "Set durable_retention, such as {'completed': timedelta(days=7)}; or run celery durable prune.",
@@ -144,7 +154,7 @@ def pruning(patient: Patient) -> Iterator[Remark]:
         )
     elif silent > late:
         yield warning(
-            f"durable_retention is set, but no service prunes; the last one fell silent {silent / 1000:.0f} s ago.",
+            f"durable_retention is set, but no service prunes; the last one was seen {silent / 1000:.0f} s ago.",
             "Start workers, or celery durable service, with these settings.",
         )
 
@@ -155,18 +165,23 @@ def chords(patient: Patient) -> Iterator[Remark]:
     expiry = chord_expiry(patient.app)
     if expiry is None:
         return
+    asleep = _x.namespace == patient.settings.namespace, _x.state == State.SUSPENDED.value, _x.pruned_at.is_(None)
+    # Who sleeps until the latest time; and who began first, for who waits for a decision may wait until now, at least.
+    last = sa.select(_x.pk).where(asleep[0], _x.wake_at.is_not(None)).order_by(_x.wake_at.desc()).limit(_SLEEPERS)
+    first = sa.select(_x.pk).where(*asleep).order_by(_x.pruned_at, _x.pk).limit(_SLEEPERS)
+    some = patient.database.read(lambda c: {*c.execute(last).scalars(), *c.execute(first).scalars()})
     query = (
         sa.select(_x.id, payloads.c.codec, payloads.c.data)
         .join(payloads, sa.and_(payloads.c.pk == _x.pk, payloads.c.kind == int(PayloadKind.ENVELOPE)))
         .where(
+            _x.pk.in_(some),
             _x.state == State.SUSPENDED.value,
-            # Who waits for a decision may wait until now, at least.
             sa.func.coalesce(_x.wake_at, now_ms()) - _x.created_at > int(expiry * 1000),
         )
-        .limit(_SLEEPERS)
     )
-    codec = Codec(patient.settings.serializer, 1 << 62)
-    late = [row.id for row in _rows(patient, query) if _in_chord(row, codec)]
+    codec = envelope_codec_of(patient.app, patient.settings)
+    found = patient.database.read(lambda c: c.execute(query).all())
+    late = [row.id for row in found if _in_chord(patient.app, row, codec)]
     if late:
         yield error(
             f"member(s) of chords wait for longer than the result backend remembers a chord ({expiry:g} s): "
@@ -176,14 +191,14 @@ def chords(patient: Patient) -> Iterator[Remark]:
         )
 
 
-def _in_chord(row: Any, codec: Codec) -> bool:
+def _in_chord(app: Celery, row: Any, codec: Codec) -> bool:
     try:
         message = envelopes.unpack(StoredPayload(row.codec, bytes(row.data)), codec)
-        _, _, embed = envelopes.body_of(message)
+        _, _, embed = envelopes.accepted_body(app, message)
+        return bool((embed or {}).get("chord"))
     # Another version's, or a serializer that is not read here: nothing is known of it.
     except Exception:
         return False
-    return bool((embed or {}).get("chord"))
 
 
 @check("CD947", "tokens of promises")
@@ -192,16 +207,22 @@ def tokens(patient: Patient) -> Iterator[Remark]:
     if patient.settings.secret is not None:
         yield fine("derived from durable_secret; the journal does not hold them")
         return
+    some = patient.database.read(
+        lambda c: latest(c, patient.settings.namespace, states=[State.SUSPENDED], limit=_SLEEPERS)
+    )
+    names = {row.pk: row.id for row in some}
     query = (
-        sa.select(_x.id)
-        .join(promises, promises.c.pk == _x.pk)
-        .where(promises.c.state == int(PromiseState.PENDING), promises.c.token_hash.is_not(None))
+        sa.select(promises.c.pk)
+        .where(
+            promises.c.pk.in_(names), promises.c.state == int(PromiseState.PENDING), promises.c.token_hash.is_not(None)
+        )
         .limit(_MOST)
     )
-    found = _rows(patient, query)
+    found = patient.database.read(lambda c: c.execute(query).scalars().all())
     if found:
         yield warning(
-            f"{_count(found)} promise(s) are waited for whose tokens may lie in the journal, for durable_secret is not "
-            f"set: whoever reads the database can settle them ({_listed(sorted({row.id for row in found}))}).",
-            "Set durable_secret in all processes; new promises then have tokens that the database does not know.",
+            f"{_count(len(found))} awaited promise(s) may have their tokens in the journal, because durable_secret is "
+            f"not set: whoever reads the database can settle them ({_listed(sorted({names[pk] for pk in found}))}).",
+            "Set durable_secret in all processes; new promises then have tokens that are not in the database, and new "
+            "child tasks have ids that nobody can guess.",
         )

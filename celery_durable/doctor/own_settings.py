@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..retention import Rules
+from celery_durable.codec.classes import import_modules
+from celery_durable.errors import ConfigurationError
+from celery_durable.retention.rules import Rules
+from celery_durable.store.urls import shown
+
 from .celery_settings import visibility_timeout
-from .checks import Patient, Remark, check, checks, fine, warning
+from .checks import Patient, Remark, check, checks, error, fine, warning
 
 __all__: list[str] = []
 
@@ -20,8 +24,8 @@ def lease(patient: Patient) -> Iterator[Remark]:
     settings = patient.settings
     if settings.lease_timeout < _SHORT_LEASE:
         yield warning(
-            f"durable_lease_timeout is {settings.lease_timeout:g} s: a body that computes hard may keep the heartbeat "
-            "of its process waiting for so long, and lose its execution to another worker.",
+            f"durable_lease_timeout is {settings.lease_timeout:g} s: a CPU-bound body may delay the heartbeat of its "
+            "process for that long, and lose its execution to another worker.",
             f"Set it to {_SHORT_LEASE:g} or more, unless bodies mostly wait.",
         )
     if settings.ack_timeout > settings.lease_timeout / 2:
@@ -33,7 +37,7 @@ def lease(patient: Patient) -> Iterator[Remark]:
     if settings.recovery_interval > settings.lease_timeout:
         yield warning(
             f"durable_recovery_interval ({settings.recovery_interval:g} s) is longer than durable_lease_timeout "
-            f"({settings.lease_timeout:g} s): executions of dead workers, and waits that end, are late by so much.",
+            f"({settings.lease_timeout:g} s): executions of dead workers, and waits that end, may be late by as much.",
             "Set it to a few seconds at most; looking costs one short query.",
         )
 
@@ -55,24 +59,27 @@ def namespace(patient: Patient) -> Iterator[Remark]:
 @check("CD913", "pickle")
 def pickle(patient: Patient) -> Iterator[Remark]:
     """Data that can run code."""
-    if patient.settings.serializer == "pickle":
+    settings = patient.settings
+    if settings.serializer == "pickle" or "pickle" in settings.accept_serializers:
+        name = "durable_serializer is" if settings.serializer == "pickle" else "durable_accept_serializers has"
         yield warning(
-            "durable_serializer is 'pickle': whoever can write to the journal can run code in every worker.",
-            "Set it to 'json', which keeps the types that journals need; what was pickled stays readable while "
-            "accept_content has 'pickle'.",
+            f"{name} 'pickle': whoever can write to the journal can run code in every worker.",
+            "Set durable_serializer to 'json', which keeps the types that journals need, and leave 'pickle' in "
+            "durable_accept_serializers only until what was pickled has ended.",
         )
     accepted = [str(name) for name in patient.conf.accept_content or ()]
     if {"pickle", "application/x-python-serialize"} & set(accepted):
         yield warning(
-            "accept_content has 'pickle': whoever can write to the broker can run code in every worker.",
+            "accept_content has 'pickle': whoever can write to the broker can run code in every worker, and so can "
+            "whoever can write to the journal, whose messages and outcomes are read by it.",
             "Take it out where all producers can send JSON.",
         )
 
 
-@check("CD914", "what lies open")
+@check("CD914", "unencrypted data")
 def clear(patient: Patient) -> Iterator[Remark]:
     """There is no encryption of payloads yet."""
-    where = patient.url.render_as_string(hide_password=True)
+    where = shown(patient.url)
     yield fine(
         f"arguments, results, errors and the values of steps are stored as they are, in {where} (durable_payload, "
         "durable_journal, durable_promise, durable_outbox): protect it, and its backups, like the data themselves."
@@ -89,7 +96,7 @@ def tombstones(patient: Patient) -> Iterator[Remark]:
     if settings.tombstone_ttl <= late:
         yield warning(
             f"durable_tombstone_ttl is {settings.tombstone_ttl:g} s, but the broker may deliver a message again after "
-            f"{late:g} s (visibility_timeout): it would find nothing, and run.",
+            f"{late:g} s (visibility_timeout): it would find no trace of the execution, and run.",
             "Set it to several times the visibility time-out, and longer than the longest countdown.",
         )
 
@@ -104,3 +111,12 @@ def silence(patient: Patient) -> Iterator[Remark]:
                 f"durable_silence has {code!r}, which is the code of no check, and silences nothing.",
                 f"Known are: {', '.join(known)}.",
             )
+
+
+@check("CD917", "modules")
+def modules(patient: Patient) -> Iterator[Remark]:
+    """A module that cannot be imported leaves values unreadable."""
+    try:
+        import_modules(patient.settings.modules)
+    except ConfigurationError as failure:
+        yield error(failure.message, "Correct its name, or install it where the workers run.")

@@ -7,7 +7,7 @@ from .journal import Journal
 from .operations import Operations
 from .outbox import OutboxStore
 from .ownership import Ownership
-from .promises import Promises
+from .promises.promises import Promises
 from .recovery import RecoveryStore
 from .retention import RetentionStore
 

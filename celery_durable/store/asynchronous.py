@@ -1,4 +1,6 @@
-"""The journal's database by a driver for asyncio: for operations that are coroutine functions, and for nothing else."""
+"""The journal's database through an asyncio driver: for operations that are coroutine functions, and for nothing
+else.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import exc
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 
-from ..errors import ConfigurationError
+from celery_durable.errors import ConfigurationError
+
 from .database import Database
+from .pooler import Pooler
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -49,8 +53,8 @@ class AsyncDatabase(Database):
     :raises ConfigurationError: where there is no such driver, or the journal is in memory.
     """
 
-    def __init__(self, url: str, *, timeout: float) -> None:
-        super().__init__(url, timeout=timeout, pooled=False)
+    def __init__(self, url: str, *, timeout: float, pooler: Pooler | None = None) -> None:
+        super().__init__(url, timeout=timeout, pooled=False, pooler=pooler)
         self._first = threading.Lock()
         #: The engine that has connected before.
         self._known: Engine | None = None
@@ -87,7 +91,8 @@ class AsyncDatabase(Database):
         if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
             raise ConfigurationError(
                 "a transactional step whose operation is a coroutine function has a connection of its own, which "
-                "cannot lead to a journal in memory (durable_database_url). Put it into a file: 'sqlite:///file.db'."
+                "cannot reach a journal in memory (durable_database_url). Put the journal in a file: "
+                "'sqlite:///file.db'."
             )
         try:
             parsed.get_dialect(_is_async=True).import_dbapi()

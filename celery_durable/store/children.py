@@ -1,46 +1,30 @@
-"""Child tasks: recorded in the transaction in which their parent's journal names them, and heard of in the transaction
+"""Child tasks: recorded in the transaction in which their parent's journal names them, and reported in the transaction
 in which they end.
 
-A child's promise has the digits of the child's task id as its id. So whoever ends an execution finds the parent that
-waits for it without a table of its own. The parent is always locked before the child.
+A child's promise has the digits of the child's task id as its id. So the end of an execution finds the parent that
+waits for it without another table. The parent is always locked before the child.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from .new_promises import insert_all
-from .outbox import Published, Unsent, put
-from .records import Batch, NewPromise, PromiseState, StoredPayload
-from .settling import Waking, settle_promise
+from .outbox import known_ids, put
+from .promises.making import insert_all
+from .promises.settling import Waking, settle_promise
+from .records import Batch, PromiseState, Published, StoredPayload, Unsent
+from .rows import NotStorable
 from .tables import executions, promises
 
-__all__ = ["ChildEnd", "NewChild", "Offspring", "insert_children", "kept_by", "lock_parent", "tell_parent"]
+__all__ = ["ChildEnd", "insert_children", "kept_by", "lock_parent", "tell_parent"]
 
 _p = promises.c
 _x = executions.c
-
-
-class NewChild(NamedTuple):
-    """A child task on its way into the store."""
-
-    #: Kept by its end.
-    promise: NewPromise
-    #: What starts it, in the order in which it is sent, with the keys of their rows.
-    messages: tuple[tuple[int, Published | Unsent], ...]
-
-
-class Offspring(NamedTuple):
-    """Child tasks that are recorded together with a journal entry."""
-
-    namespace: str
-    lease_ms: int
-    children: tuple[NewChild, ...]
 
 
 class ChildEnd(NamedTuple):
@@ -60,7 +44,27 @@ def insert_children(connection: Connection, batches: Iterable[Batch]) -> None:
             if entry.offspring is not None:
                 namespace, lease_ms, children = entry.offspring
                 insert_all(connection, [(batch.fence.pk, child.promise) for child in children])
-                put(connection, namespace, lease_ms, [message for child in children for message in child.messages])
+                messages = [message for child in children for message in child.messages]
+                if not put(connection, namespace, lease_ms, messages):
+                    _check_own(connection, namespace, messages)
+
+
+def _check_own(connection: Connection, namespace: str, messages: Sequence[tuple[int, Published | Unsent]]) -> None:
+    """Some were left out, or the driver does not say: a child whose id is another execution's would never end for its
+    parent, or with somebody else's result.
+
+    :raises NotStorable: then nothing is recorded.
+    """
+    own = {message.id: pk for pk, message in messages if isinstance(message, Published)}
+    durable = [message for _, message in messages if isinstance(message, Published)]
+    for row in known_ids(connection, namespace, durable).values():
+        if row.pk != own[row.id]:
+            raise NotStorable(
+                f"the id {row.id!r} of this child belongs to another execution already, of task {row.task!r} "
+                f"({row.state}). Nothing was started. Without durable_secret, ids of children can be guessed from "
+                "their parents', and somebody has chosen this one: set the secret, remove that execution, or start "
+                "the parent's work under another id"
+            )
 
 
 def kept_by(execution_id: str) -> str | None:
@@ -90,7 +94,7 @@ def tell_parent(connection: Connection, parent: int | None, end: ChildEnd, patie
     """Keep the promise of a child that has ended, in the transaction that says so.
 
     :param parent: what :func:`lock_parent` has given.
-    :returns: the execution that goes on because of it.
+    :returns: the execution that continues because of it.
     """
     if parent is None:
         return None

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from ..errors import WrongState
-from .records import META, EntryKind, Execution, Journaled, PromiseState
+from celery_durable.errors import WrongState
+
+from .records import META, SHARED_AT, EntryKind, Execution, Journaled, PromiseState
 from .tables import executions, journal, now_ms, promises
 
-__all__ = ["BRINGING", "Prefix", "copy_prefix"]
+__all__ = ["BRINGING", "Prefix", "copy_prefix", "keep_prefix"]
 
 _x = executions.c
 _j = journal.c
@@ -40,7 +41,7 @@ class Prefix(NamedTuple):
     steps: int
     #: Position of a checkpoint that reaches beyond ``position``.
     cut: int | None
-    #: The rows that stand in the place of that checkpoint, and of those that name promises and children.
+    #: The rows that stand in place of that checkpoint, and of those that name promises and children.
     instead: Sequence[Journaled]
     #: Ids of the rows of promises and children: in the old journal, and in the new one.
     promised: Mapping[str, str]
@@ -61,7 +62,7 @@ def copy_prefix(connection: Connection, source: Execution, prefix: Prefix, pk: i
     ).first()
     then = (source.epoch, source.state.value, source.generation, source.pruned_at)
     if now is None or tuple(now) != then:
-        raise WrongState(f"execution {source.id} has changed at this very moment; look at it, and try again.")
+        raise WrongState(f"execution {source.id} has just changed; look at it, and try again.")
     if not prefix.position:
         return
     connection.execute(sa.update(executions).where(_x.pk == pk).values(epoch=_EPOCH, steps=prefix.steps))
@@ -72,27 +73,45 @@ def copy_prefix(connection: Connection, source: Execution, prefix: Prefix, pk: i
     for start in range(0, len(prefix.scopes), _SCOPES):
         conditions.append(_j.scope.in_(prefix.scopes[start : start + _SCOPES]))  # noqa: PERF401
     for condition in conditions:
-        rows = sa.select(
-            sa.literal(pk, sa.BigInteger),
-            sa.literal(1, sa.Integer),
-            sa.literal(_EPOCH, sa.Integer),
-            *(_j[name] for name in _SAME),
-        ).where(
-            _j.pk == source.pk,
-            _j.generation == prefix.generation,
-            condition,
-            _SHARED,
-            _j.kind.not_in([int(kind) for kind in BRINGING]),
-        )
-        connection.execute(sa.insert(journal).from_select(["pk", "generation", "epoch", *_SAME], rows))
+        own = (_SHARED, _j.kind.not_in([int(kind) for kind in BRINGING]))
+        _copy(connection, (source.pk, prefix.generation), (pk, 1), condition, *own)
     if prefix.instead:
         same = [{**row._asdict(), "pk": pk, "generation": 1, "epoch": _EPOCH} for row in prefix.instead]
         connection.execute(sa.insert(journal), same)
     _copy_promises(connection, source, prefix.promised, pk)
 
 
+def keep_prefix(connection: Connection, pk: int, generation: int, position: int) -> None:
+    """Begin a generation of a rerun, whose body starts again, with what it shares.
+
+    :param generation: the new one.
+    :param position: where that ends.
+    """
+    last = (_j.pk == pk, _j.generation == generation - 1)
+    scopes = connection.execute(sa.select(_j.scope).where(*last, _j.scope != "").distinct()).scalars()
+    taken = sorted(scope for scope in scopes if scope[0] != "#" and int(scope.partition(".")[0]) < position)
+    #: Patches that were taken in what is shared; and that it is.
+    said = sa.and_(_j.scope == META, _j.epoch == _EPOCH, sa.or_(_j.position > 0, _j.entry == SHARED_AT))
+    conditions = [sa.and_(_j.scope == "", _j.position < position), said]
+    for start in range(0, len(taken), _SCOPES):
+        conditions.append(_j.scope.in_(taken[start : start + _SCOPES]))  # noqa: PERF401
+    for condition in conditions:
+        _copy(connection, (pk, generation - 1), (pk, generation), condition)
+
+
+def _copy(connection: Connection, source: tuple[int, int], to: tuple[int, int], *conditions: Any) -> None:
+    """Entries of a journal (key of its execution, generation), once more."""
+    rows = sa.select(
+        sa.literal(to[0], sa.BigInteger),
+        sa.literal(to[1], sa.Integer),
+        sa.literal(_EPOCH, sa.Integer),
+        *(_j[name] for name in _SAME),
+    ).where(_j.pk == source[0], _j.generation == source[1], *conditions)
+    connection.execute(sa.insert(journal).from_select(["pk", "generation", "epoch", *_SAME], rows))
+
+
 def _copy_promises(connection: Connection, source: Execution, promised: Mapping[str, str], pk: int) -> None:
-    """Promises as they are at this moment, and what children have come to: the old rows may be pruned."""
+    """Promises as they are at this moment, and the outcomes of children: the old rows may be pruned."""
     old = list(promised)
     for start in range(0, len(old), _SCOPES):
         query = sa.select(promises, now_ms().label("now")).where(_p.id.in_(old[start : start + _SCOPES]))

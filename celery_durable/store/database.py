@@ -1,13 +1,13 @@
 """The connection to the journal's database: one engine per process, bounded waits, one retry loop.
 
-Everything a dialect does differently stands in this module and in :mod:`.tables`.
+Everything a dialect does differently is in this module and in :mod:`.tables`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,17 +16,24 @@ from typing import Any, Final, TypeVar
 import sqlalchemy as sa
 from sqlalchemy import event, exc
 from sqlalchemy.engine import URL, Connection, Engine
-from sqlalchemy.pool import NullPool, QueuePool
+from sqlalchemy.pool import NullPool
 
-from ..errors import JournalUnavailable
-from .direct import Direct
-from .fused import Fused
-from .scripted import Scripted
-from .urls import parse_url
-from .usual import Usual
+from celery_durable.errors import JournalUnavailable
+
+from .connect_options import LIBPQ, how_to_connect
+from .connections import autocommit
+from .drivers.base import Driver
+from .drivers.libpq import Libpq
+from .drivers.postgresql import PostgreSQL
+from .drivers.sqlite import SQLite
+from .interrupted import begun, thrown_behind, unusable_if_interrupted
+from .pool import ConnectionPool
+from .pooler import Limits, Pooler, given_options
+from .server_errors import cause, is_content, is_elsewhere, is_refusal, is_sessionless
+from .urls import claim_file, parse_url, shown
 from .watchdog import Watchdog
 
-__all__ = ["Database", "autocommit", "isolated"]
+__all__ = ["Database"]
 
 T = TypeVar("T")
 
@@ -35,21 +42,13 @@ _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.5
 #: How often, and how seldom, it is looked for waits that last too long, in seconds.
 _SHORTEST_TICK, _LONGEST_TICK = 0.05, 0.5
-#: Drivers that take libpq's parameters.
-_LIBPQ: Final = frozenset({"psycopg", "psycopg2"})
-#: Drivers that say something to MySQL or MariaDB when they connect.
-_INIT_COMMANDS: Final = frozenset({"pymysql", "mysqldb", "asyncmy"})
-#: The same on MariaDB as PostgreSQL's limit for idle transactions. MySQL has none: for it there is a comment in a
-#: statement that does nothing.
-_LET_GO: Final = "SET @celery_durable = 1 /*M!100300 , SESSION idle_transaction_timeout = {} */"
-
 #: A file has no server that could fall silent.
 _UNWATCHED: Final = contextlib.nullcontext()
 
 #: Held while a process makes an engine.
 _making = threading.Lock()
 #: What a parent process used; see :meth:`Database._make_engine`.
-_left_behind: list[Usual] = []
+_left_behind: list[Driver] = []
 
 
 class Database:
@@ -61,16 +60,19 @@ class Database:
     :param url: where; see :func:`parse_url`.
     :param timeout: longest wait for one transaction, in seconds (``durable_ack_timeout``).
     :param pooled: keep connections open; False in processes that fork.
+    :param pooler: what stands between, and is known already; default: that is found out.
     """
 
-    def __init__(self, url: str, *, timeout: float = 5.0, pooled: bool = True) -> None:
+    def __init__(self, url: str, *, timeout: float = 5.0, pooled: bool = True, pooler: Pooler | None = None) -> None:
         self.url = self._parse(url)
         self.timeout = timeout
         self.pooled = pooled
+        self.pooler = pooler or Pooler()
+        self._limits = Limits(timeout, given_options(self.url))
         self.dialect: str = {"mariadb": "mysql"}.get(self.url.get_backend_name(), self.url.get_backend_name())
         self._engine: Engine | None = None
         #: Says the usual transactions to the driver; None where nobody but SQLAlchemy speaks to it.
-        self._usual: Usual | None = None
+        self._driver: Driver | None = None
         self._autocommit: Engine | None = None
         self._watchdog: Watchdog | None = None
         self._pid: int | None = None
@@ -78,6 +80,20 @@ class Database:
 
     def _parse(self, url: str) -> URL:
         return parse_url(url)
+
+    def again(self, *, timeout: float, pooled: bool = True) -> Database:
+        """The same database, with connections and limits of its own."""
+        url = self.url.render_as_string(hide_password=False)
+        return Database(url, timeout=timeout, pooled=pooled, pooler=self.pooler)
+
+    @property
+    def lends(self) -> bool:
+        """True where a transaction here is a part of somebody else's, as in a test of Django's."""
+        return False
+
+    def running_here(self) -> contextlib.AbstractContextManager[None]:
+        """Around an execution that nobody but this thread knows of."""
+        return _UNWATCHED
 
     # -- engine ---------------------------------------------------------------------------------------------
 
@@ -109,63 +125,32 @@ class Database:
             tick = min(max(self.timeout / 10, _SHORTEST_TICK), _LONGEST_TICK)
             self._watchdog = None if self.dialect == "sqlite" else Watchdog(tick)
             self._engine = self._create()
-            if self._usual is not None:
+            if self._driver is not None:
                 # A parent's connections: let nobody close them, for that would be said to the server.
-                _left_behind.append(self._usual)
-                self._usual = None
+                _left_behind.append(self._driver)
+                self._driver = None
             if self.dialect == "postgresql":
                 # Connections of its own: to turn one over for every statement costs as much as the statement.
                 self._autocommit = self._create(isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
                 if self.pooled and self._watchdog is not None and self._autocommit.dialect.driver == "psycopg":
-                    self._usual = Fused(Direct(self._autocommit, self._watchdog, self.timeout))
+                    self._driver = PostgreSQL(
+                        Libpq(self._autocommit, self._watchdog, self.timeout, self.pooler, self._limits)
+                    )
             elif self._engine.dialect.driver == "pysqlite" and self.pooled and not self.in_memory:
-                self._usual = Scripted(self._create(poolclass=NullPool))
+                self._driver = SQLite(self._create(poolclass=NullPool))
             self._checked = False
             self._pid = os.getpid()
 
     def _create(self, **options: Any) -> Engine:
-        seconds = max(1, round(self.timeout))
-        if self.dialect == "sqlite":
-            # isolation_level None: the driver starts no transactions of its own; we say BEGIN IMMEDIATE.
-            options["connect_args"] = {"timeout": self.timeout, "isolation_level": None, "check_same_thread": False}
-        elif self.dialect == "postgresql":
-            if self.url.get_driver_name() in _LIBPQ:
-                limit = int(self.timeout * 1000)
-                options["connect_args"] = {
-                    "connect_timeout": seconds,
-                    "tcp_user_timeout": limit,
-                    # Ours after those of the URL, which may say in which schema the tables are. Who stands still in a
-                    # transaction, or is cut off from the server there, loses its locks: others wait for the same rows.
-                    "options": f"{self._given('options')} -c statement_timeout={limit} "
-                    f"-c idle_in_transaction_session_timeout={limit} -c default_transaction_isolation=read\\ committed",
-                }
-        else:
-            options["isolation_level"] = "READ COMMITTED"
-            if self.url.get_driver_name() == "pymysql":
-                options["connect_args"] = {
-                    "connect_timeout": seconds,
-                    "read_timeout": seconds,
-                    "write_timeout": seconds,
-                }
-            elif self.url.get_driver_name() == "asyncmy":
-                options["connect_args"] = {"connect_timeout": seconds}
-            if self.url.get_driver_name() in _INIT_COMMANDS and "init_command" not in self.url.query:
-                options.setdefault("connect_args", {})["init_command"] = _LET_GO.format(math.ceil(self.timeout))
+        options = {**how_to_connect(self.url, self.timeout, self._limits), **options}
         if self.in_memory:
             # One connection for all threads, handed from one to the next.
-            options.update(poolclass=QueuePool, pool_size=1, max_overflow=0, pool_timeout=self.timeout)
+            options.update(poolclass=ConnectionPool, most=1, patience=self.timeout)
         elif not self.pooled:
             options["poolclass"] = NullPool
         elif "poolclass" not in options:
             # Every transaction here ends in an explicit commit or rollback: no second rollback at check-in.
-            options.update(
-                poolclass=QueuePool,
-                pool_size=8,
-                max_overflow=24,
-                pool_timeout=self.timeout,
-                pool_use_lifo=True,
-                pool_recycle=1800,
-            )
+            options.update(poolclass=ConnectionPool, patience=self.timeout, pool_recycle=1800)
         engine = self._new_engine(options)
         if self.dialect == "mysql":
             # Many rows in one statement. Their drivers do that by themselves, but not where a value is an expression.
@@ -173,17 +158,21 @@ class Database:
         if self.dialect == "sqlite":
             event.listen(engine, "connect", self._on_sqlite_connect)
             event.listen(engine, "begin", _begin_immediate)
+        if self.dialect == "postgresql" and self.url.get_driver_name() in LIBPQ:
+            self.pooler.attend(engine, self._limits, transactions=options["isolation_level"] != "AUTOCOMMIT")
         if self._watchdog is not None:
-            self._watchdog.attend(engine)
+            self._watchdog.attend(engine, self._connect)
         return engine
 
-    def _new_engine(self, options: dict[str, Any]) -> Engine:
-        return sa.create_engine(self.url, **options)
+    def _connect(self, dialect: Any, args: Any, parameters: Any) -> Any:
+        if self.url.get_driver_name() in LIBPQ:
+            return self.pooler.connect(self._limits, dialect, args, parameters)
+        return dialect.connect(*args, **parameters)
 
-    def _given(self, name: str) -> str:
-        """A parameter of the URL's query."""
-        value = self.url.query.get(name, "")
-        return value if isinstance(value, str) else " ".join(value)
+    def _new_engine(self, options: dict[str, Any]) -> Engine:
+        if self.dialect == "sqlite":
+            claim_file(self.url)
+        return sa.create_engine(self.url, **options)
 
     def _on_sqlite_connect(self, connection: Any, record: Any) -> None:
         cursor = connection.cursor()
@@ -207,8 +196,8 @@ class Database:
         """Close this process's connections."""
         if self._engine is not None and self._pid == os.getpid():
             self._engine.dispose()
-            if self._usual is not None:
-                self._usual.close()
+            if self._driver is not None:
+                self._driver.close()
             if self._autocommit is not None:
                 self._autocommit.dispose()
 
@@ -220,7 +209,7 @@ class Database:
         *,
         timeout: float | None = None,
         durable: bool = True,
-        single: Callable[[Usual], T | None] | None = None,
+        single: Callable[[Driver], T | None] | None = None,
     ) -> T:
         """Run ``work`` in a transaction and commit it.
 
@@ -247,15 +236,21 @@ class Database:
     def _statements(self) -> contextlib.AbstractContextManager[Connection]:
         """A connection on which each statement stands for itself."""
         engine = self.engine
+        if self.pooler.between:
+            # Each statement sees what is committed there too; and it has a limit, which is a transaction's there.
+            return self._transaction()
         return autocommit(engine) if self._autocommit is None else self._autocommit.connect()
 
     def _transaction(self) -> contextlib.AbstractContextManager[Connection]:
-        return self.engine.begin()
+        return begun(self.engine)
+
+    def _relaxed_transaction(self) -> contextlib.AbstractContextManager[Connection]:
+        return self._relaxed()
 
     @contextlib.contextmanager
-    def _relaxed_transaction(self) -> Iterator[Connection]:
+    def _relaxed(self) -> Iterator[Connection]:
         if self.dialect != "sqlite":
-            with self.engine.begin() as connection:
+            with begun(self.engine) as connection:
                 if self.dialect == "postgresql":
                     connection.exec_driver_sql("SET LOCAL synchronous_commit TO OFF")
                 yield connection
@@ -276,7 +271,7 @@ class Database:
         work: Callable[[Connection], T],
         *,
         timeout: float | None = None,
-        single: Callable[[Usual], T | None] | None = None,
+        single: Callable[[Driver], T | None] | None = None,
     ) -> T:
         """Run ``work`` without a transaction: each statement sees what is committed.
 
@@ -286,17 +281,18 @@ class Database:
         """
 
         def attempt() -> T:
-            with self._statements() as connection:
+            with self._statements() as connection, unusable_if_interrupted(connection):
                 return work(connection)
 
         return self._bounded(attempt, timeout, single)
 
     def _bounded(
-        self, attempt: Callable[[], T], timeout: float | None, single: Callable[[Usual], T | None] | None
+        self, attempt: Callable[[], T], timeout: float | None, single: Callable[[Driver], T | None] | None
     ) -> T:
         limit = self.timeout if timeout is None else timeout
         deadline = time.monotonic() + limit
         pause = _FIRST_PAUSE
+        before = sys.exc_info()[1]
         while True:
             try:
                 if self._pid != os.getpid():
@@ -305,24 +301,33 @@ class Database:
                     with self.until(deadline):
                         self.check_schema()
                 say, single = single, None
-                if say is not None and self._usual is not None:
+                if say is not None and self._driver is not None:
                     # It keeps the limit by itself.
-                    answer = say(self._usual)
+                    answer = say(self._driver)
                     if answer is not None:
                         return answer
                 with self.until(deadline):
                     return attempt()
-            except (exc.OperationalError, exc.InterfaceError, exc.InternalError, exc.TimeoutError) as error:
-                failure: Exception = error
-            except exc.DBAPIError as error:
-                if not error.connection_invalidated:
+            except (exc.StatementError, exc.TimeoutError, OSError, self.engine.dialect.loaded_dbapi.Error) as error:
+                if thrown := thrown_behind(error, before):
+                    raise thrown from None
+                if is_content(error):
                     raise
-                failure = error
-            left = deadline - time.monotonic()
-            if left <= pause:
+                # Whatever it is, nobody but the database can do anything about it, and perhaps it does.
+                failure: Exception = error
+                if is_sessionless(error):
+                    self.pooler.found()
+                if is_sessionless(error) or is_elsewhere(error):
+                    self.dispose()
+            where = shown(self.url)
+            if is_refusal(failure):
                 raise JournalUnavailable(
-                    f"the journal's database ({self.url.render_as_string(hide_password=True)}) did not commit within "
-                    f"{limit:g} s (durable_ack_timeout): {_cause(failure)}"
+                    f"the journal's database ({where}) refuses a statement: {cause(failure)}"
+                ) from failure
+            if deadline - time.monotonic() <= pause:
+                raise JournalUnavailable(
+                    f"the journal's database ({where}) did not commit within {limit:g} s (durable_ack_timeout): "
+                    f"{cause(failure)}"
                 ) from failure
             time.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
@@ -349,49 +354,11 @@ class Database:
         self._checked = True
 
 
-@contextlib.contextmanager
-def autocommit(engine: Engine) -> Iterator[Connection]:
-    """A connection without transactions: each statement stands for itself and sees what is committed."""
-    with isolated(engine.connect(), "AUTOCOMMIT") as connection:
-        yield connection
-
-
-@contextlib.contextmanager
-def isolated(connection: Connection, level: str) -> Iterator[Connection]:
-    """A connection at another level of isolation, until it is given back to its pool.
-
-    :raises sqlalchemy.exc.OperationalError: where it turns out to be lost.
-    """
-    engine = connection.engine
-    try:
-        try:
-            connection.execution_options(isolation_level=level)
-        except engine.dialect.loaded_dbapi.Error as error:
-            # The first word to the server since the pool kept this connection, perhaps. SQLAlchemy neither
-            # translates the driver's error here nor empties the pool, as it does where a statement fails.
-            connection.invalidate(error)
-            engine.dispose()
-            raise exc.OperationalError(level, None, error, connection_invalidated=True) from error
-        yield connection
-    finally:
-        try:
-            connection.close()
-        except engine.dialect.loaded_dbapi.Error:
-            # It was lost while SQLAlchemy gave it its own level back. What was done on it is done; but the pool has
-            # lost count of it.
-            engine.dispose()
-
-
 def _begin_immediate(connection: Connection) -> None:
     # Take the write lock at once: a deferred transaction that reads first and writes later can fail with
     # SQLITE_BUSY without ever waiting. Reads run in autocommit and need no BEGIN.
     if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
         connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-def _cause(error: Exception) -> str:
-    origin = getattr(error, "orig", None) or error
-    return f"{type(origin).__name__}: {' '.join(str(origin).split())}"
 
 
 def _after_fork() -> None:

@@ -7,83 +7,37 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
-from .birth import insert_new, new_row
+from celery_durable.errors import JournalUnavailable
+
 from .children import insert_children
 from .database import Database
-from .new_promises import insert_promises
-from .records import (
-    Batch,
-    Birth,
-    EffectCode,
-    Entry,
-    EntryKind,
-    Execution,
-    Fence,
-    GuardHolder,
-    Journaled,
-    State,
-)
-from .rows import lease_lost
-from .statements import BY_PK, ENTRY_COLUMNS, FENCE, FENCE_CANCELLED, SEGMENT
+from .drivers.base import Driver, is_usual
+from .first_commit import insert_new, new_row
+from .group_fence import fence_all
+from .journal_reader import GROUP, JournalReader, journaled, to_execution
+from .promises.making import insert_promises
+from .records import Batch, Birth, Entry, EntryKind, Fence, GuardHolder, State
+from .rows import NotStorable, lease_lost, parts
+from .server_errors import cause
+from .statements import BY_PK, FENCE, FENCE_CANCELLED
 from .tables import executions, guards, journal, now_ms
-from .usual import Usual, is_usual
 
-__all__ = ["Journal", "insert_entries", "journaled", "to_execution"]
+__all__ = ["Journal", "NotStorable", "insert_entries"]
 
 _x = executions.c
 _j = journal.c
 
 _INSERT = sa.insert(journal).values(at=now_ms())
 
-#: Every entry of the guarded and transactional steps of some generations (G6).
-_GUARDED = (
-    sa.select(*ENTRY_COLUMNS)
-    .where(
-        _j.pk == sa.bindparam("pk"),
-        _j.generation >= sa.bindparam("first"),
-        _j.generation <= sa.bindparam("last"),
-        _j.effect.in_([int(EffectCode.EXACTLY_ONCE_GUARDED), int(EffectCode.TRANSACTIONAL)]),
-    )
-    .order_by(_j.generation, _j.scope, _j.position, _j.entry)
-)
-
-_GROUP = (
-    sa.select(*ENTRY_COLUMNS)
-    .where(
-        _j.pk == sa.bindparam("pk"),
-        _j.generation == sa.bindparam("generation"),
-        _j.scope == sa.bindparam("scope"),
-        _j.position == sa.bindparam("position"),
-    )
-    .order_by(_j.entry)
-)
-
-
-def journaled(row: Any) -> Journaled:
-    """A row of ``ENTRY_COLUMNS`` as a record; drivers differ in what they return for binary columns."""
-    record = Journaled._make(row)
-    sample: Any = record.payload or record.fingerprint
-    if type(sample) is memoryview:
-        record = Journaled._make(bytes(value) if isinstance(value, memoryview) else value for value in row)
-    return record
-
-
-def to_execution(row: Any) -> Execution:
-    """A row of the executions table as a record."""
-    fields: dict[str, Any] = {name: row._mapping[name] for name in _EXECUTION_FIELDS}
-    return Execution(**{**fields, "state": State(fields["state"])})
-
-
-_EXECUTION_FIELDS = tuple(Execution.__dataclass_fields__)
-
 
 def insert_entries(connection: Connection, batches: Sequence[Batch]) -> None:
     """Write entries, with the promises and child tasks that come with them; the caller holds the fence."""
     rows = [_row(batch, entry) for batch in batches for entry in batch.entries]
     if rows:
-        connection.execute(_INSERT, rows)
+        for part in parts(rows, "payload"):
+            connection.execute(_INSERT, part)
         insert_promises(connection, batches)
         insert_children(connection, batches)
 
@@ -109,28 +63,46 @@ def _row(batch: Batch, entry: Entry) -> dict[str, Any]:
     }
 
 
-class Journal:
+class Journal(JournalReader):
     """Appends to and reads from the journal.
 
     :param lease_ms: every append prolongs the lease by this many milliseconds.
     """
 
     def __init__(self, database: Database, *, lease_ms: int) -> None:
-        self._database = database
+        super().__init__(database)
         self._lease_ms = lease_ms
 
     # -- appending ------------------------------------------------------------------------------------------
 
-    def append(self, batches: Sequence[Batch], cancelled: set[Fence] | None = None) -> set[Fence]:
+    def append(
+        self, batches: Sequence[Batch], cancelled: set[Fence] | None = None, busy: set[Fence] | None = None
+    ) -> set[Fence]:
         """Commit the entries of several executions in one transaction, each under its own fence.
 
         :param cancelled: gets the fences of those whose cancellation was asked for.
+        :param busy: gets the fences of those that somebody else has locked: they are to be committed alone. They are
+            waited for where it is None, or where there is but one.
         :returns: the fences that no longer hold; nothing was written for those.
         :raises JournalUnavailable: when it could not be committed in time. Some of it may have been.
+        :raises NotStorable: when the database does not take it as it is; nothing was written.
         """
         # One order of locking for all processes: no dead-locks between group commits.
         ordered = batches if len(batches) == 1 else sorted(batches, key=lambda b: b.fence.pk)
+        shared = busy is not None and len(batches) > 1 and len({batch.fence for batch in batches}) > 1
         tries = 0
+
+        def together(connection: Connection) -> set[Fence]:
+            nonlocal tries
+            tries += 1
+            found = fence_all(connection, ordered, self._lease_ms, again=tries > 1)
+            insert_entries(connection, found.held)
+            if busy is not None:
+                busy.clear()
+                busy.update(found.busy)
+            if cancelled is not None:
+                cancelled.update(found.cancelled)
+            return found.lost
 
         def work(connection: Connection) -> set[Fence]:
             nonlocal tries
@@ -155,18 +127,26 @@ class Journal:
             insert_entries(connection, held)
             return lost
 
-        def single(usual: Usual) -> set[Fence] | None:
+        def single(driver: Driver) -> set[Fence] | None:
             nonlocal tries
             tries += 1
             [batch] = ordered
             birth = batch.birth
             if birth is None:
-                done = usual.append(batch, self._lease_ms)
+                done = driver.append(batch, self._lease_ms)
             else:
-                done = usual.begin(batch, self._new_row(batch, birth), birth.request.envelope())
+                done = driver.begin(batch, self._new_row(batch, birth), birth.request.envelope())
             return set() if done else None
 
-        return self._database.write(work, single=single if len(ordered) == 1 and is_usual(ordered[0]) else None)
+        alone = len(ordered) == 1 and is_usual(ordered[0])
+        try:
+            return self._database.write(together if shared else work, single=single if alone else None)
+        except (DataError, IntegrityError, ValueError, OverflowError) as error:
+            raise NotStorable(cause(error)) from error
+        except (SQLAlchemyError, AttributeError, TypeError, LookupError, MemoryError) as error:
+            # Not every exception: what a signal throws into a commit is for the body. These are the server's, or a
+            # fault of ours, and may be gone when the message comes back.
+            raise JournalUnavailable(f"the commit failed: {cause(error)}") from error
 
     def append_in(self, connection: Connection, batch: Batch) -> None:
         """Write entries in somebody else's transaction, if the fence holds.
@@ -223,7 +203,7 @@ class Journal:
             "position": first.position,
         }
         return any(
-            row.entry == first.entry and row.epoch == batch.fence.epoch for row in connection.execute(_GROUP, place)
+            row.entry == first.entry and row.epoch == batch.fence.epoch for row in connection.execute(GROUP, place)
         )
 
     def append_global(self, batch: Batch, intent: Entry, take: GuardHolder | None = None) -> GuardHolder | Fence | None:
@@ -290,33 +270,8 @@ class Journal:
             and row.pk != own_pk
             and execution.state == State.RUNNING.value
             and execution.lease_until > execution.now,
-            entries=[journaled(e) for e in connection.execute(_GROUP, place)],
+            entries=[journaled(e) for e in connection.execute(GROUP, place)],
         )
-
-    # -- reading --------------------------------------------------------------------------------------------
-
-    def segment(self, pk: int, generation: int, scope: str, position: int, rows: int) -> list[Journaled]:
-        """Up to ``rows`` entries of a scope, from ``position`` on. The last position may be cut in two."""
-        values = {"pk": pk, "generation": generation, "scope": scope, "position": position, "rows": rows}
-        return self._database.read(
-            lambda c: [journaled(r) for r in c.execute(SEGMENT, values).all()],
-            single=lambda usual: usual.segment(values),
-        )
-
-    def guarded(self, pk: int, first: int, last: int) -> list[Journaled]:
-        """Entries of all guarded steps in the generations ``first`` to ``last``."""
-        values = {"pk": pk, "first": first, "last": last}
-        return self._database.read(lambda c: [journaled(r) for r in c.execute(_GUARDED, values)])
-
-    def of_kind(self, kind: EntryKind, pk: int, first: int, last: int) -> list[Journaled]:
-        """All entries of one kind in the generations ``first`` to ``last``."""
-        query = sa.select(*ENTRY_COLUMNS).where(_j.pk == pk, _j.generation.between(first, last), _j.kind == int(kind))
-        return self._database.read(lambda c: [journaled(r) for r in c.execute(query.order_by(_j.generation))])
-
-    def scopes(self, pk: int, generation: int) -> set[str]:
-        """The scopes that have entries."""
-        query = sa.select(_j.scope).where(_j.pk == pk, _j.generation == generation).distinct()
-        return self._database.read(lambda c: set(c.execute(query).scalars()))
 
     # -- folding --------------------------------------------------------------------------------------------
 

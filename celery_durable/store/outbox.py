@@ -1,7 +1,7 @@
 """Messages that are recorded in the transaction which decides to send them, and sent after its commit.
 
-Those of durable tasks are executions that nobody has begun; those of other tasks have a table of their own, from which
-they are deleted once they are sent.
+Those of durable tasks are executions that have not started. Those of other tasks have their own table, from which they
+are deleted once they are sent.
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.engine import Connection
 
-from ..errors import ConfigurationError, JournalUnavailable
+from celery_durable.errors import ConfigurationError, JournalUnavailable
+
 from .database import Database
-from .records import PayloadKind, State, StoredPayload
+from .records import PayloadKind, Published, State, StoredPayload, Unsent
 from .rows import get_payload, spacing
-from .tables import executions, from_now, new_pk, now_ms, outbox, payloads
+from .tables import executions, from_now, new_pk, now_ms, now_once, outbox, payloads
 
 __all__ = [
     "Existing",
     "IdTaken",
     "OutboxStore",
-    "Published",
-    "Unsent",
     "check",
     "existing",
     "forget",
@@ -57,22 +56,6 @@ class Speaks(Protocol):
     def execute(self, statement: Any, parameters: Any = ..., *, execution_options: Any = ...) -> Any: ...
 
 
-class Published(NamedTuple):
-    """A message that is about to be published, to be recorded first (the outbox)."""
-
-    id: str
-    task: str
-    retries: int
-    #: None for an eager run, which its caller alone brings to its end.
-    envelope: StoredPayload | None
-    #: Milliseconds from now until the message is due (its countdown or ETA).
-    delay_ms: int = 0
-    #: How often ``Task.replace`` has handed the id on.
-    replacements: int = 0
-    #: What the call is told by where the caller chose the id; a second call of it is not sent.
-    args_hash: bytes | None = None
-
-
 class Existing(NamedTuple):
     """An execution that has the id which a caller chose."""
 
@@ -97,15 +80,7 @@ class IdTaken(Exception):
         self.existing = existing
 
 
-class Unsent(NamedTuple):
-    """A message of a task that is not durable."""
-
-    id: str
-    task: str
-    envelope: StoredPayload
-
-
-class Due(NamedTuple):
+class DueMessage(NamedTuple):
     """A message of a task that is not durable, claimed to be sent."""
 
     pk: int
@@ -316,25 +291,26 @@ class OutboxStore:
         self._namespace = namespace
         self._lease_ms = lease_ms
 
-    def claim(self, limit: int) -> list[Due]:
+    def claim(self, limit: int) -> list[DueMessage]:
         """Take up to ``limit`` messages that should have been sent by now; the oldest come first.
 
         One that is claimed comes up again after a while, unless :meth:`sent` says that it was sent.
         """
 
-        def work(connection: Connection) -> list[Due]:
+        def work(connection: Connection) -> list[DueMessage]:
             query = (
                 sa.select(outbox)
-                .where(_o.namespace == self._namespace, _o.wake_at <= now_ms())
+                .where(_o.namespace == self._namespace, _o.wake_at <= now_once())
                 .order_by(_o.wake_at)
                 .limit(limit)
                 .with_for_update(skip_locked=True)
             )
             rows = connection.execute(query).all()
-            for row in rows:
-                again = now_ms() + spacing(self._lease_ms, row.sends)
-                connection.execute(sa.update(outbox).where(_o.pk == row.pk).values(wake_at=again, sends=_o.sends + 1))
-            due = [Due(r.pk, r.id, r.task, r.sends, StoredPayload(r.codec, bytes(r.data))) for r in rows]
+            if rows:
+                again = now_ms() + spacing(self._lease_ms, _o.sends)
+                change = sa.update(outbox).where(_o.pk.in_([row.pk for row in rows]))
+                connection.execute(change.ordered_values((_o.wake_at, again), (_o.sends, _o.sends + 1)))
+            due = [DueMessage(r.pk, r.id, r.task, r.sends, StoredPayload(r.codec, bytes(r.data))) for r in rows]
             return sorted(due)
 
         return self._database.write(work)

@@ -8,18 +8,22 @@ answered one after the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from ..errors import LeaseLost
-from .birth import insert_new, new_row
+from celery_durable.errors import LeaseLost
+
 from .children import ChildEnd, lock_parent, tell_parent
+from .copying import keep_prefix
 from .database import Database
+from .drivers.base import Driver, LastCommit, is_usual
+from .first_commit import insert_new, new_row
+from .granting import Granting
 from .journal import insert_entries
-from .judge import Judge
-from .promises import await_promises
+from .promises.promises import await_promises
+from .promises.settling import Waking
 from .records import (
     FINAL_STATES,
     Awaiting,
@@ -37,14 +41,15 @@ from .records import (
     StoredPayload,
 )
 from .rows import lease_lost, put_payload
-from .settling import Waking
 from .statements import BY_ID, BY_PK, KNOWN, bound, let_go
 from .tables import executions, new_pk, now_ms
-from .usual import LastCommit, Usual, is_usual
 
 __all__ = ["Ownership"]
 
 _x = executions.c
+
+#: Leases that one statement renews at most: SQLite takes neither endless conditions nor endless parameters.
+_MOST_AT_ONCE: Final = 400
 
 
 class Ownership:
@@ -59,7 +64,7 @@ class Ownership:
         self._database = database
         self._namespace = namespace
         self._lease_ms = lease_ms
-        self._judge = Judge(lease_ms, max_attempts)
+        self._granting = Granting(lease_ms, max_attempts)
 
     # -- opening --------------------------------------------------------------------------------------------
 
@@ -80,7 +85,7 @@ class Ownership:
             opened = self._database.write(
                 lambda c: self._insert(c, request),
                 durable=False,
-                single=lambda usual: self._insert_at_once(usual, request),
+                single=lambda driver: self._insert_at_once(driver, request),
             )
             if opened:
                 return opened
@@ -95,12 +100,12 @@ class Ownership:
         values = {"namespace": self._namespace, "id": execution_id}
         return self._database.read(
             lambda c: c.execute(KNOWN, values).first() is not None,
-            single=lambda usual: usual.known(self._namespace, execution_id),
+            single=lambda driver: driver.known(self._namespace, execution_id),
         )
 
     def _look(self, connection: Connection, request: OpenRequest) -> Opened | Closed | Refused | Literal[False]:
         row = self._find(connection, request)
-        return self._insert(connection, request) if row is None else self._judge.answer(connection, row, request)
+        return self._insert(connection, request) if row is None else self._granting.answer(connection, row, request)
 
     def _find(self, connection: Connection, request: OpenRequest) -> Row[Any] | None:
         if request.pk is not None:
@@ -116,10 +121,10 @@ class Ownership:
         envelope = request.envelope() if request.recoverable else None
         return insert_new(connection, row, envelope) and self._new(pk, request)
 
-    def _insert_at_once(self, usual: Usual, request: OpenRequest) -> Opened | Literal[False]:
+    def _insert_at_once(self, driver: Driver, request: OpenRequest) -> Opened | Literal[False]:
         pk = new_pk()
         row = new_row(pk, self._namespace, request, self._lease_ms)
-        return usual.open_new(row, request.envelope()) and self._new(pk, request)
+        return driver.open_new(row, request.envelope()) and self._new(pk, request)
 
     @staticmethod
     def _new(pk: int, request: OpenRequest, birth: Birth | None = None) -> Opened:
@@ -137,13 +142,24 @@ class Ownership:
     # -- keeping --------------------------------------------------------------------------------------------
 
     def renew(self, fences: Sequence[Fence]) -> list[Fence]:
-        """Prolong leases with one statement.
+        """Prolong leases, with one statement for hundreds of them.
 
         :returns: those that are no longer held.
         """
-        if not fences:
-            return []
-        mine = sa.or_(*((_x.pk == f.pk) & (_x.epoch == f.epoch) for f in fences)) & (_x.state == State.RUNNING.value)
+        lost: list[Fence] = []
+        for begin in range(0, len(fences), _MOST_AT_ONCE):
+            lost += self._renew(fences[begin : begin + _MOST_AT_ONCE])
+        return lost
+
+    def _renew(self, fences: Sequence[Fence]) -> list[Fence]:
+        # Nearly all were never taken over, and have the same epoch.
+        by_epoch: dict[int, list[int]] = {}
+        for fence in fences:
+            by_epoch.setdefault(fence.epoch, []).append(fence.pk)
+        mine = sa.and_(
+            _x.state == State.RUNNING.value,
+            sa.or_(*((_x.epoch == epoch) & _x.pk.in_(pks) for epoch, pks in by_epoch.items())),
+        )
 
         def work(connection: Connection) -> list[Fence]:
             until = now_ms() + self._lease_ms
@@ -160,6 +176,12 @@ class Ownership:
     def vanished(self, execution_id: str) -> bool:
         """True when there is no row: a crash of the database undid its insert, or somebody deleted it."""
         return not self._is_known(execution_id)
+
+    def count_death(self, execution_id: str) -> None:
+        """An owner was cut off and lets go as if in order: it is counted as a take-over."""
+        open_ = _x.state.in_([State.PENDING.value, State.RUNNING.value, State.SUSPENDED.value])
+        mine = sa.and_(_x.namespace == self._namespace, _x.id == execution_id, open_)
+        self._database.write(lambda c: c.execute(sa.update(executions).where(mine).values(attempts=_x.attempts + 1)))
 
     # -- letting go -----------------------------------------------------------------------------------------
 
@@ -178,8 +200,8 @@ class Ownership:
         """Commit the last entries and a new state in one transaction, under the fence.
 
         :param wake_ms: when recovery looks at it, from now; None for never.
-        :param child: what its parent is told.
-        :returns: whether what it is suspended for has come already; and the parent, where it goes on now.
+        :param child: what its parent is notified of.
+        :returns: whether what it is suspended for has come already; and the parent, where it continues now.
         """
         pk, epoch = batch.fence
         values |= {"state": state.value}
@@ -218,8 +240,8 @@ class Ownership:
                 waking = tell_parent(connection, parent, child)
             return True
 
-        def single(usual: Usual) -> bool | None:
-            return usual.settle(LastCommit(batch, tuple(values), waits, parameters, envelope, kind, data)) or None
+        def single(driver: Driver) -> bool | None:
+            return driver.settle(LastCommit(batch, tuple(values), waits, parameters, envelope, kind, data)) or None
 
         alone = awaiting is None and child is None and is_usual(batch)
         self._database.write(work, single=single if alone else None)
@@ -235,10 +257,10 @@ class Ownership:
         dispatched: bool = False,
         child: ChildEnd | None = None,
     ) -> Waking | None:
-        """Commit the outcome. Until :meth:`mark_dispatched`, recovery sees to it that Celery is told.
+        """Commit the outcome. Until :meth:`mark_dispatched`, recovery makes sure that it is passed on to Celery.
 
-        :param child: what its parent is told in the same transaction.
-        :returns: the parent, where it goes on now.
+        :param child: what its parent is notified of in the same transaction.
+        :returns: the parent, where it continues now.
         :raises LeaseLost: when the execution is no longer ours.
         """
         wake = None if dispatched else self._lease_ms
@@ -263,9 +285,9 @@ class Ownership:
 
         :param awaiting: settlements of these promises end it too.
         :param sent: the caller sends that message. Where nobody has, one that comes is a stray duplicate.
-        :param task: where the execution goes on as another task (``Task.replace``), after so many ``replacements``:
-            its journal starts anew.
-        :returns: True where what it waits for has come already, so that it goes on at once.
+        :param task: where the execution continues as another task (``Task.replace``), after so many ``replacements``:
+            its journal starts again.
+        :returns: True where what it waits for has come already, so that it continues at once.
         """
         values: dict[str, Any] = {"retries": retries, "sends": int(sent)}
         if task is not None:
@@ -282,7 +304,7 @@ class Ownership:
         return at_once
 
     def release(self, batch: Batch, owner: str, *, recoverable: bool = True, attempts: int | None = None) -> None:
-        """Give the lease back in an orderly way: another worker goes on.
+        """Give the lease back in an orderly way: another worker continues.
 
         :param attempts: the new count of take-overs; None: this is not one.
         """
@@ -294,9 +316,12 @@ class Ownership:
         """Leave it to an operator."""
         self._settle(batch, owner, state, None, (PayloadKind.REASON, reason))
 
-    def restart(self, batch: Batch, abort: Entry) -> int:
+    def restart(self, batch: Batch, abort: Entry, first: Sequence[Entry] = (), *, keep: int = 0, steps: int = 0) -> int:
         """Abort the journal's generation and begin the next one; the lease stays.
 
+        :param first: entries of the next one.
+        :param keep: it begins with what lies before this position.
+        :param steps: so many steps.
         :returns: the new generation.
         """
         pk, epoch = batch.fence
@@ -311,14 +336,17 @@ class Ownership:
                     _x.state == State.RUNNING.value,
                     _x.generation == batch.generation,
                 )
-                .values(generation=generation, steps=0, lease_until=now_ms() + self._lease_ms, updated_at=now_ms())
+                .values(generation=generation, steps=steps, lease_until=now_ms() + self._lease_ms, updated_at=now_ms())
             )
             if not done.rowcount:
                 row = connection.execute(sa.select(_x.epoch, _x.state, _x.generation).where(_x.pk == pk)).first()
                 if row is not None and (row.epoch, row.generation) == (epoch, generation):
                     return generation
                 raise lease_lost(row)
-            insert_entries(connection, [Batch(batch.fence, batch.generation, (*batch.entries, abort))])
+            aborted = Batch(batch.fence, batch.generation, (*batch.entries, abort))
+            insert_entries(connection, [aborted, Batch(batch.fence, generation, tuple(first))])
+            if keep:
+                keep_prefix(connection, pk, generation, keep)
             return generation
 
         assert abort.kind is EntryKind.ABORTED

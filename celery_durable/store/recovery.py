@@ -1,4 +1,4 @@
-"""What recovery asks of the store: what is due, who died, what was published."""
+"""The queries of recovery: what is due, who died, what was published."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 
 from .database import Database
-from .outbox import Existing, IdTaken, Published, existing, known_ids, new_pks, row_of, wakes
-from .records import PayloadKind, State, StoredPayload
+from .outbox import Existing, IdTaken, existing, known_ids, new_pks, row_of, wakes
+from .records import PayloadKind, Published, State, StoredPayload
 from .rows import quarantine, spacing
-from .tables import executions, now_ms, outbox, payloads
+from .tables import executions, now_ms, now_once, outbox, payloads
 
-__all__ = ["Claims", "Due", "Existing", "IdTaken", "Parked", "Published", "RecoveryStore"]
+__all__ = ["Claims", "DueExecution", "Existing", "IdTaken", "Parked", "Published", "RecoveryStore"]
 
 _x = executions.c
 _o = outbox.c
 
-#: How often a race for an id is looked at anew.
+#: The part of a lease that is left when it should have been renewed, and some time ago.
+_LATE = 0.6
+#: How often a race for an id is tried again.
 _TRIES = 8
 
 
@@ -35,7 +37,7 @@ class Parked(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Due:
+class DueExecution:
     """An execution that recovery has claimed: its message is to be sent."""
 
     pk: int
@@ -51,7 +53,7 @@ class Due:
 class Claims(NamedTuple):
     """One round of recovery."""
 
-    due: list[Due]
+    due: list[DueExecution]
     parked: list[Parked]
     #: Milliseconds until the next row is due; ``None`` when there is none. Zero or less: claim again at once.
     next_ms: int | None
@@ -70,10 +72,12 @@ class RecoveryStore:
         self._namespace = namespace
         self._lease_ms = lease_ms
         self._max_attempts = max_attempts
+        #: Owners renew when a third of the time is over: a lease that has less left than this is late.
+        self._late_ms = int(lease_ms * _LATE)
 
     def claim(self, limit: int, *, spare_owners: Callable[[], bool] = lambda: False) -> Claims:
-        """Take up to ``limit`` executions whose message must be sent: leases that ran out, waits that ended,
-        messages that never started, outcomes that Celery was not told.
+        """Take up to ``limit`` executions whose message must be sent: leases that ran out, waits that ended, messages
+        that never started, outcomes that were not passed on to Celery.
 
         Rows that another service holds are skipped. A claimed row comes up again after a while that doubles each
         time, because a message may just be waiting in a long queue.
@@ -85,10 +89,10 @@ class RecoveryStore:
 
         def work(connection: Connection) -> Claims:
             spared = spare_owners()
-            lapsed = sa.or_(_x.state != State.RUNNING.value, _x.lease_until <= (0 if spared else now_ms()))
+            lapsed = sa.or_(_x.state != State.RUNNING.value, _x.lease_until <= (0 if spared else now_once()))
             query = (
                 sa.select(_x.pk, _x.id, _x.task, _x.state, _x.epoch, _x.sends, _x.attempts)
-                .where(ours, _x.wake_at <= now_ms(), lapsed)
+                .where(ours, _x.wake_at <= now_once(), lapsed)
                 .order_by(_x.wake_at)
                 .limit(limit)
                 .with_for_update(skip_locked=True)
@@ -97,27 +101,51 @@ class RecoveryStore:
             parked = [r for r in rows if r.state == State.RUNNING.value and r.attempts >= self._max_attempts]
             reasons = [Parked(r.id, r.task, quarantine(connection, r, self._max_attempts)) for r in parked]
             claimed = [r for r in rows if r not in parked]
-            for row in claimed:
-                again = now_ms() + spacing(self._lease_ms, row.sends)
-                connection.execute(
-                    sa.update(executions).where(_x.pk == row.pk).values(wake_at=again, sends=_x.sends + 1)
-                )
-            envelopes = self._envelopes(connection, [r.pk for r in claimed])
+            pks = [r.pk for r in claimed]
+            if pks:
+                again = now_ms() + spacing(self._lease_ms, _x.sends)
+                change = sa.update(executions).where(_x.pk.in_(pks))
+                # In this order: MySQL computes with what it has just set.
+                connection.execute(change.ordered_values((_x.wake_at, again), (_x.sends, _x.sends + 1)))
+            envelopes = self._envelopes(connection, pks)
             # What comes next, there and in the outbox, which costs no statement of its own while it is empty.
             following, unsent = connection.execute(
                 sa.select(
-                    sa.select(sa.func.min(_x.wake_at) - now_ms())
-                    .where(ours, _x.wake_at.is_not(None), lapsed if spared else sa.true())
-                    .scalar_subquery(),
-                    sa.select(sa.func.min(_o.wake_at) - now_ms())
-                    .where(_o.namespace == self._namespace)
-                    .scalar_subquery(),
+                    _until_first(_x.wake_at, ours, _x.wake_at.is_not(None), lapsed if spared else sa.true()),
+                    _until_first(_o.wake_at, _o.namespace == self._namespace),
                 )
             ).one()
-            due = [Due(r.pk, r.id, r.task, State(r.state), r.epoch, r.sends, envelopes.get(r.pk)) for r in claimed]
+            if following is not None and following <= self._late_ms:
+                self._try_to_write(connection)
+            due = [
+                DueExecution(r.pk, r.id, r.task, State(r.state), r.epoch, r.sends, envelopes.get(r.pk)) for r in claimed
+            ]
             return Claims(due, reasons, *(None if ms is None else int(ms) for ms in (following, unsent)))
 
         return self._database.write(work)
+
+    def _try_to_write(self, connection: Connection) -> None:
+        """Some owner has not renewed its lease when it should have: could it?
+
+        A full disk, or a server made read-only, lets one look and not write. So it is written to the very row, before
+        its lease runs out; where that fails, the claim fails, and who claims knows that no owner can renew anything.
+        """
+        late = (
+            sa.select(_x.pk)
+            .where(
+                _x.namespace == self._namespace,
+                _x.wake_at <= now_once() + self._late_ms,
+                _x.state == State.RUNNING.value,
+                _x.lease_until > now_once(),
+            )
+            .order_by(_x.wake_at)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+        pk = connection.execute(late).scalar()
+        if pk is not None:
+            # Something that is another value, for a database may spare itself the rest; and that makes no difference.
+            connection.execute(sa.update(executions).where(_x.pk == pk).values(wake_at=_x.wake_at - 1))
 
     @staticmethod
     def _envelopes(connection: Connection, pks: Sequence[int]) -> dict[int, StoredPayload]:
@@ -145,14 +173,26 @@ class RecoveryStore:
             raise ValueError("an empty owner prefix would take every lease away")
         mine = sa.and_(
             _x.namespace == self._namespace,
-            _x.wake_at.is_not(None),
             _x.state == State.RUNNING.value,
-            _x.owner >= owner_prefix,
-            _x.owner < owner_prefix[:-1] + chr(ord(owner_prefix[-1]) + 1),
+            _x.pruned_at.is_(None),
+            # Not a comparison by order: what that is depends on the database's collation.
+            sa.func.substr(_x.owner, 1, len(owner_prefix)) == owner_prefix,
         )
-        return self._database.write(
-            lambda c: c.execute(sa.update(executions).where(mine).values(lease_until=0, wake_at=now_ms())).rowcount
-        )
+
+        def work(connection: Connection) -> int:
+            # Found first, and without a lock: the way to them passes those of others that run. Whether recovery looks
+            # at them is not asked yet, for the index that knows leads past all that sleep.
+            pks = connection.execute(sa.select(_x.pk).where(mine)).scalars().all()
+            if not pks:
+                return 0
+            change = (
+                sa.update(executions)
+                .where(_x.pk.in_(pks), mine, _x.wake_at.is_not(None))
+                .values(lease_until=0, wake_at=now_ms())
+            )
+            return connection.execute(change).rowcount
+
+        return self._database.write(work)
 
     def publish(
         self, messages: Sequence[Published], then: Callable[[Connection, Sequence[int]], None] | None = None
@@ -231,6 +271,11 @@ class RecoveryStore:
                 sa.update(executions).where(_x.pk == pk, _x.args_hash.is_(None)).values(args_hash=args_hash)
             )
         )
+
+
+def _until_first(wake_at: sa.ColumnElement[int], *conditions: sa.ColumnElement[bool]) -> sa.ColumnElement[Any]:
+    """Milliseconds until the first of these is due. Not min(): MariaDB reads all of them for it."""
+    return sa.select(wake_at - now_once()).where(*conditions).order_by(wake_at).limit(1).scalar_subquery()
 
 
 def _twice(pk: int, first: Published, second: Published) -> int | None:

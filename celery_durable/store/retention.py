@@ -1,11 +1,11 @@
 """Removes what has ended: journal and payloads first, and the row, which stays as a tombstone, some time later.
 
-Everything happens in short transactions that wait for nobody: rows that somebody else holds are left for another time,
-and an execution that has more entries than one transaction should remove is emptied slice by slice. A crash between two
-slices leaves a tombstone with payloads, for those go last; :meth:`RetentionStore.leftovers` finds it.
+Everything happens in short transactions that wait for nobody: locked rows are left for later, and an execution with
+more entries than one transaction should remove is emptied slice by slice. A crash between two slices leaves a tombstone
+with payloads, because those are removed last; :meth:`RetentionStore.leftovers` finds it.
 
-What a global idempotency key (``key=``) stands for is no part of what goes: the key's entries stay with the tombstone,
-and the tombstone with them, for as long as keys are remembered.
+The entries of a global idempotency key (``key=``) are not removed: they stay with the tombstone, and the tombstone with
+them, for as long as keys are remembered.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 
-from ..faults import reached
+from celery_durable.common.faults import reached
+
 from .database import Database
 from .records import FINAL_STATES, State
 from .tables import executions, guards, journal, now_ms, payloads, promises, upkeep
@@ -31,10 +32,10 @@ _u = upkeep.c
 _FINAL: Final = [state.value for state in FINAL_STATES]
 #: Keys in one statement.
 _KEYS: Final = 500
-#: What a row takes beside its payload, with its index entries, in bytes: measured, in round figures.
+#: What a row takes besides its payload, with its index entries, in bytes: measured, in round figures.
 _EXECUTION, _PAYLOAD, _ENTRY = 400, 60, 110
 
-#: Nobody is to be told of it any more, and nobody waits for it.
+#: Nobody has to be notified of it any more, and nobody waits for it.
 _SETTLED = sa.and_(_x.state.in_(_FINAL), _x.wake_at.is_(None))
 
 _LOOK = sa.select(
@@ -64,7 +65,7 @@ class Looked(NamedTuple):
     epoch: int
     generation: int
     steps: int
-    #: It has ended, and nobody is to be told any more.
+    #: It has ended, and nobody has to be notified any more.
     settled: bool
     #: Since the latest change.
     idle: int
@@ -186,7 +187,7 @@ class RetentionStore:
         ]
 
     def leftovers(self, pks: Iterable[int]) -> set[int]:
-        """Of these tombstones, those whose pruning did not come to its end."""
+        """Of these tombstones, those whose pruning did not end."""
         query = sa.select(payloads.c.pk).where(payloads.c.pk.in_(list(pks))).distinct()
         return set(self._database.read(lambda c: c.execute(query).scalars().all()))
 
@@ -239,7 +240,7 @@ class RetentionStore:
         return done
 
     def prune_slice(self, row: Looked, limit: int, right: Right | None = None) -> bool:
-        """Prune one execution, or go on with it, removing at most ``limit`` entries.
+        """Prune one execution, or continue with it, removing at most ``limit`` entries.
 
         :returns: True when nothing of it is left to be removed.
         :raises RightLost: when another service looks after the namespace now.
@@ -271,7 +272,7 @@ class RetentionStore:
     def forget(self, rows: Sequence[Looked], keys: int | None, right: Right | None = None) -> int:
         """Remove tombstones, in one transaction, and the global keys that they hold.
 
-        :param keys: those that hold a key stay for so many milliseconds after their end; None: for ever.
+        :param keys: how many milliseconds those that hold a key stay after their end; None: for ever.
         :returns: how many were removed.
         :raises RightLost: when another service looks after the namespace now.
         """
@@ -329,7 +330,7 @@ class RetentionStore:
 
     @staticmethod
     def _clear(connection: Connection, pks: Sequence[int]) -> None:
-        """Remove what belongs to executions beside their journal."""
+        """Remove what belongs to executions besides their journal."""
         connection.execute(sa.delete(promises).where(promises.c.pk.in_(pks)))
         connection.execute(sa.delete(payloads).where(payloads.c.pk.in_(pks)))
 

@@ -1,32 +1,38 @@
-"""What several parts of the store do to a row."""
+"""Operations on a row that several parts of the store share."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.engine import Connection
 
-from ..errors import LeaseLost
+from celery_durable.errors import LeaseLost
+
 from .records import PayloadKind, State, StoredPayload
 from .tables import executions, now_ms, payloads
 
 __all__ = [
+    "LONGEST_SPACING",
+    "NotStorable",
     "get_payload",
     "is_name",
     "lease_lost",
+    "parts",
     "put_payload",
     "put_payload_statement",
     "quarantine",
     "reason_payload",
+    "reason_text",
     "spacing",
 ]
 
 _x = executions.c
 
 #: Longest pause between two sends of one message, in milliseconds.
-_LONGEST_SPACING = 3_600_000
+LONGEST_SPACING: Final = 3_600_000
 #: 2 ** 12 leases are beyond it for every lease of a second or more.
 _MOST_DOUBLINGS = 12
 
@@ -57,6 +63,10 @@ def put_payload(connection: Connection, pk: int, kind: PayloadKind, payload: Sto
     connection.execute(put_payload_statement(connection.dialect.name), values)
 
 
+class NotStorable(Exception):
+    """The database does not take a value: it is too long, has characters that it cannot store, or an id is taken."""
+
+
 def put_payload_statement(dialect: str) -> sa.Insert:
     """Writes a payload row, or replaces it."""
     return _UPSERT[dialect]
@@ -70,14 +80,53 @@ def get_payload(connection: Connection, pk: int, kind: PayloadKind) -> StoredPay
     return StoredPayload(row.codec, bytes(row.data)) if row else None
 
 
+#: What one statement carries at most, unless a single row is larger: a server refuses what it has no room for (the
+#: smallest default of ``max_allowed_packet`` is 4 MB, and a driver may write each byte as two).
+_STATEMENT_BYTES: Final = 1 << 20
+
+
+def parts(rows: Sequence[dict[str, Any]], data: str) -> Iterator[Sequence[dict[str, Any]]]:
+    """Rows as statements can carry them.
+
+    :param data: the column that may be large.
+    """
+    begin = size = 0
+    for number, row in enumerate(rows):
+        more = len(row[data] or b"")
+        if number > begin and size + more > _STATEMENT_BYTES:
+            yield rows[begin:number]
+            begin, size = number, 0
+        size += more
+    if rows:
+        yield rows[begin:] if begin else rows
+
+
 def is_name(text: Any) -> bool:
     """Whether a text can be an id at all; otherwise some databases refuse to look for it."""
     return isinstance(text, str) and "\0" not in text and not any("\ud800" <= one <= "\udfff" for one in text)
 
 
-def reason_payload(text: str) -> StoredPayload:
-    """A reason as it is stored. Errors of the user's are quoted in it, with whatever their texts hold."""
-    return StoredPayload(0, text.encode("utf-8", "backslashreplace"))
+#: Between what everybody may read of a reason, and what is shown to those who ask for values.
+_DETAILS: Final = "\x1f"
+
+
+def reason_payload(text: str, details: str = "") -> StoredPayload:
+    """A reason as it is stored.
+
+    :param details: texts of the user's errors, previews of arguments: whatever they hold, it is shown where somebody
+        asks for values, and nowhere else.
+    """
+    stored = text.replace(_DETAILS, " ") + (_DETAILS + details if details else "")
+    return StoredPayload(0, stored.encode("utf-8", "backslashreplace"))
+
+
+def reason_text(stored: StoredPayload, *, reveal: bool = False) -> str:
+    """A stored reason.
+
+    :param reveal: with its details.
+    """
+    text, _, details = stored.data.decode(errors="replace").partition(_DETAILS)
+    return f"{text}\n{details}" if reveal and details else text
 
 
 def quarantine(connection: Connection, row: Any, max_attempts: int) -> str:
@@ -87,7 +136,8 @@ def quarantine(connection: Connection, row: Any, max_attempts: int) -> str:
     """
     deaths = row.attempts + (1 if row.state == State.RUNNING.value else 0)
     reason = (
-        f"its owner died or lost its lease {deaths} times (durable_max_attempts is {max_attempts}). "
+        f"its owner died, lost its lease or ran into its hard time limit {deaths} times (durable_max_attempts is "
+        f"{max_attempts}). "
         f"Find out what kills the worker, then: celery durable resume {row.id}"
     )
     connection.execute(
@@ -99,12 +149,18 @@ def quarantine(connection: Connection, row: Any, max_attempts: int) -> str:
     return reason
 
 
-def spacing(lease_ms: int, sends: int) -> int:
+def spacing(lease_ms: int, sends: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
     """How long after a send a message may be sent once more: a lease, doubled with every send before it.
 
     :returns: milliseconds.
     """
-    return min(lease_ms << min(sends, _MOST_DOUBLINGS), _LONGEST_SPACING)
+    *steps, longest = [min(lease_ms << number, LONGEST_SPACING) for number in range(_MOST_DOUBLINGS + 1)]
+    cases: list[Any] = [(sends == _number(sent), _number(ms)) for sent, ms in enumerate(steps)]
+    return sa.case(*cases, else_=_number(longest))
+
+
+def _number(value: int) -> sa.ColumnElement[int]:
+    return sa.literal_column(str(value), sa.BigInteger)
 
 
 def lease_lost(row: Any) -> LeaseLost:

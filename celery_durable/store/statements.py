@@ -7,10 +7,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from .records import Journaled, State
+from .records import FOUND_BY_PLACE, EntryKind, Journaled, State
 from .tables import executions, from_now, journal, now_ms, payloads
 
 __all__ = [
+    "BEGUN",
     "BY_ID",
     "BY_PK",
     "ENTRY_COLUMNS",
@@ -19,6 +20,7 @@ __all__ = [
     "INSERT_PAYLOAD",
     "KNOWN",
     "SEGMENT",
+    "UNTOLD",
     "bound",
     "grant",
     "let_go",
@@ -44,8 +46,6 @@ def _constant(value: int | str) -> sa.ColumnElement[Any]:
     """A value in the text of the statement: one parameter less to send."""
     return sa.literal_column(repr(value))
 
-
-_RUNNING = _x.state == _constant(State.RUNNING.value)
 
 _GIVEN = ("pk", "namespace", "id", "task", "owner", "retries", "replacements", "steps")
 
@@ -81,6 +81,24 @@ SEGMENT = (
     .order_by(_j.position, _j.entry)
     .limit(sa.bindparam("rows"))
 )
+
+_later = journal.alias("later")
+
+
+def _last_of_repeatable(kind: EntryKind) -> sa.ColumnElement[bool]:
+    """The last entry of a step that may be repeated, if it is of this kind."""
+    same_place = (_later.c[name] == _j[name] for name in ("pk", "generation", "scope", "position"))
+    return sa.and_(
+        _j.kind == int(kind),
+        _j.effect.in_([int(effect) for effect in FOUND_BY_PLACE]),
+        ~sa.exists().where(*same_place, _later.c.entry > _j.entry),
+    )
+
+
+#: The intent of a step that may be repeated, and of which nothing else is known: see :func:`~.records.runs_again`.
+BEGUN = _last_of_repeatable(EntryKind.INTENT)
+#: One that was to tell whether there is something to undo, and did not.
+UNTOLD = _last_of_repeatable(EntryKind.AUDIT)
 
 #: Writes a payload of a new execution.
 INSERT_PAYLOAD = sa.insert(payloads)
@@ -120,7 +138,7 @@ def grant(*columns: str) -> sa.Update:
 def let_go(*columns: str, waits: bool = False) -> sa.Update:
     """Ends a lease under its fence, and sets these columns.
 
-    :param waits: it goes on by itself, and at once where its cancellation was asked for.
+    :param waits: it continues by itself, and at once where its cancellation was asked for.
     """
     wake: sa.ColumnElement[Any] = from_now("b_wake")
     if waits:

@@ -3,8 +3,8 @@
 Times are integers: milliseconds since 1970-01-01 UTC by the *database's* clock, because they are compared and
 added on three databases whose interval arithmetic has nothing in common (see :func:`now_ms`).
 
-``pk`` is a number that grows with time and is made by the writer, so that rows of one time lie side by side
-in every index and an execution can be written together with its first entries in one transaction.
+``pk`` is a number that grows with time and is made by the writer, so that rows of one time are next to each other in
+every index and an execution can be written together with its first entries in one transaction.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ __all__ = [
     "metadata",
     "new_pk",
     "now_ms",
+    "now_once",
     "outbox",
     "payloads",
     "pk_at",
@@ -72,7 +73,7 @@ executions = Table(
     Column("pk", BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=False),
     #: The application it belongs to (``durable_namespace``).
     Column("namespace", _text(64), nullable=False),
-    #: The Celery task id, or the id that the caller chose.
+    #: The Celery task id, or the caller's ``durable_id``.
     Column("id", _text(255), nullable=False),
     Column("task", _text(255), nullable=False),
     #: A :class:`~celery_durable.store.records.State`.
@@ -86,9 +87,9 @@ executions = Table(
     Column("wake_at", BigInteger, nullable=True),
     #: The journal's current generation; a divergence starts the next one.
     Column("generation", Integer, nullable=False),
-    #: The first generation that belongs to the present task (``Task.replace`` starts anew under the same id).
+    #: The first generation that belongs to the present task (``Task.replace`` starts again under the same id).
     Column("base_generation", Integer, nullable=False),
-    #: Take-overs from an owner that died.
+    #: How often it was taken over from an owner that died.
     Column("attempts", Integer, nullable=False),
     #: Celery's ``request.retries`` of the message that may run next.
     Column("retries", Integer, nullable=False),
@@ -117,6 +118,11 @@ Index(
     sqlite_where=executions.c.wake_at.is_not(None),
     postgresql_where=executions.c.wake_at.is_not(None),
 )
+
+#: What people list, the latest first: by state, and by task. Every change of state pays for both, so there are no more.
+_SHELF = (executions.c.state, executions.c.pruned_at, executions.c.pk)
+Index("ix_durable_execution_state", executions.c.namespace, *_SHELF)
+Index("ix_durable_execution_task", executions.c.namespace, executions.c.task, *_SHELF)
 
 #: What is too big for the hot row: the message's envelope, the outcome, why it was parked.
 payloads = Table(
@@ -187,13 +193,13 @@ promises = Table(
     Column("state", SmallInteger, nullable=False),
     #: The epoch in which the execution was suspended to wait for it; its settlement wakes that suspension only.
     Column("awaited", Integer, nullable=True),
-    #: How many of those that are awaited together with it must be settled before that suspension ends.
+    #: How many of those that are awaited together with it must be settled before that suspension ends; 0: all of them.
     Column("needed", Integer, nullable=True),
     #: When that suspension ends at the latest, for a timer of its own; NULL for never.
     Column("timer_at", BigInteger, nullable=True),
     #: When it expires; NULL for never.
     Column("deadline", BigInteger, nullable=True),
-    #: Each sign of life moves the deadline this many milliseconds ahead; NULL where none is expected.
+    #: Each heartbeat moves the deadline this many milliseconds ahead; NULL where none is expected.
     Column("heartbeat_ms", BigInteger, nullable=True),
     #: Signs of life move the deadline no further than this; NULL where nothing limits it.
     Column("expires_at", BigInteger, nullable=True),
@@ -204,7 +210,8 @@ promises = Table(
     #: The id by which it is known outside, where that is another promise's: a rerun shares those that were given away
     #: before it begins. NULL: its own.
     Column("known_as", _ascii(64), nullable=True),
-    Index("ix_durable_promise_pk", "pk"),
+    # Whether any is left of those that an execution waits for, without a look at those that have come.
+    Index("ix_durable_promise_awaited", "pk", "awaited", "state"),
 )
 
 #: Who shares a promise; nearly none is shared.
@@ -240,7 +247,7 @@ upkeep = Table(
     #: The service that has the right to, until then.
     Column("owner", _ascii(96), nullable=False),
     Column("held_until", BigInteger, nullable=False),
-    #: What it needs to go on, as JSON.
+    #: What it needs to continue, as JSON.
     Column("progress", _ascii(4000), nullable=False),
 )
 
@@ -252,17 +259,32 @@ class now_ms(GenericFunction[int]):  # noqa: N801 (SQLAlchemy names functions so
     inherit_cache = True
 
 
+class now_once(GenericFunction[int]):  # noqa: N801
+    """The same, read once for a whole statement: for its conditions. An index is of use to them only then."""
+
+    type = BigInteger()
+    inherit_cache = True
+
+
 @compiles(now_ms)
 def _now_standard(element: Any, compiler: Any, **kw: Any) -> str:
     # clock_timestamp(), not now(): a transaction that waited for a lock must not use its start time.
     return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)"
 
 
+@compiles(now_once)
+def _now_once(element: Any, compiler: Any, **kw: Any) -> str:
+    # PostgreSQL asks a volatile function again for each row, and so looks at each row.
+    return f"(SELECT {_now_standard(element, compiler)})"
+
+
+@compiles(now_once, "sqlite")
 @compiles(now_ms, "sqlite")
 def _now_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
     return "CAST(ROUND((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER)"
 
 
+@compiles(now_once, "mysql", "mariadb")
 @compiles(now_ms, "mysql", "mariadb")
 def _now_mysql(element: Any, compiler: Any, **kw: Any) -> str:
     # Not UNIX_TIMESTAMP(NOW()): that goes through the session's time zone and repeats an hour each autumn.
@@ -271,7 +293,7 @@ def _now_mysql(element: Any, compiler: Any, **kw: Any) -> str:
 
 
 def from_now(name: str) -> ColumnElement[int]:
-    """So many milliseconds from now, by the parameter of this name; NULL for NULL."""
+    """This many milliseconds from now, by the parameter of this name; NULL for NULL."""
     return now_ms() + bindparam(name, type_=BigInteger)
 
 
@@ -280,7 +302,7 @@ def new_pk() -> int:
     return (pk_at(int(time.time() * 1000)) | _random.getrandbits(22)) & 0x7FFF_FFFF_FFFF_FFFF
 
 
-#: Its own: nobody else seeds it. A fork must not go on with the numbers of its parent.
+#: Its own: nobody else seeds it. A fork must not continue with the numbers of its parent.
 _random = random.Random()
 os.register_at_fork(after_in_child=_random.seed)
 

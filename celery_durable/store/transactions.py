@@ -1,11 +1,10 @@
-"""Transactions in which an operation of the user's and its journal entry commit together."""
+"""Transactions in which a user's operation and its journal entry commit together."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import random
-import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -14,13 +13,16 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.engine import Connection
 
-from ..errors import JournalUnavailable, TransactionMisused, TransactionTimeout
+from celery_durable.errors import ConfigurationError, JournalUnavailable, TransactionMisused, TransactionTimeout
+
 from .asynchronous import AsyncDatabase
-from .database import Database, isolated
+from .connections import isolated
+from .database import Database
 from .journal import Journal
 from .records import Batch
+from .server_errors import cause, is_conflict, is_content, is_error, is_lost, is_outage, sqlstate
 
-__all__ = ["NotCommitted", "Transactions", "Unsure", "is_conflict", "is_lost", "refuse_end"]
+__all__ = ["NotCommitted", "Transactions", "Unsure", "is_conflict", "is_lost"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,25 +30,12 @@ logger = logging.getLogger(__name__)
 _FIRST_PAUSE: Final = 0.01
 _LONGEST_PAUSE: Final = 0.5
 
-#: The database has undone the transaction because of another one.
-_SQLSTATES: Final = frozenset({"40001", "40P01"})
-#: Lock wait time-out, dead-lock, and (MariaDB) a record that changed since it was read.
-_MYSQL_CODES: Final = frozenset({1205, 1213, 1020})
-#: SQLITE_BUSY and SQLITE_LOCKED.
-_SQLITE_CODES: Final = frozenset({5, 6})
 #: PostgreSQL takes no statement any more after an error that somebody has swallowed.
 _IN_FAILED_TRANSACTION: Final = "25P02"
-#: Statements that end a transaction, or begin another one in its place; those of savepoints are none.
-_END: Final = re.compile(
-    r"(?:\s|--[^\n]*\n|/\*(?:[^*]|\*(?!/))*\*/)*"
-    r"(commit|end|abort|rollback(?!\s+(?:(?:work|transaction)\s+)?to\b)"
-    r"|begin(?!\s+not\b)|start\s+transaction|prepare\s+transaction)\b",
-    re.IGNORECASE,
-)
 
 
 class NotCommitted(Exception):
-    """Internal: one try came to nothing, and the operation may be run again."""
+    """Internal: one try failed, and the operation may run again."""
 
     def __init__(self, error: Exception, *, conflict: bool) -> None:
         super().__init__(str(error))
@@ -63,7 +52,7 @@ class Unsure(Exception):
         self.error = error
         #: The connection was lost with it.
         self.lost = lost
-        #: What was written with it; None where nothing tells.
+        #: What was written with it; None if that is unknown.
         self.batch = batch
 
 
@@ -79,19 +68,24 @@ class Transactions:
         self._journal = journal
         self.timeout = timeout
         # Its statements may take longer than those of the journal, and the drivers know but one limit per connection.
-        url = database.url.render_as_string(hide_password=False)
-        self._database = database if database.dialect == "sqlite" else Database(url, timeout=timeout)
+        self._database = database if database.dialect == "sqlite" else database.again(timeout=timeout)
         self._asynchronous: AsyncDatabase | None = None
 
     @property
     def asynchronous(self) -> AsyncDatabase:
         """For operations that are coroutine functions; made on first use.
 
-        :raises ConfigurationError: see there.
+        :raises ConfigurationError: see there; and where nothing but a connection that is lent could see the rows.
         """
+        if self._database.lends:
+            raise ConfigurationError(
+                "a transactional step whose operation is a coroutine function has a connection of its own, which is "
+                "not in the transaction of a TestCase. Test it with TransactionTestCase (pytest: "
+                "django_db(transaction=True))."
+            )
         if self._asynchronous is None:
             url = self._database.url.render_as_string(hide_password=False)
-            self._asynchronous = AsyncDatabase(url, timeout=self._database.timeout)
+            self._asynchronous = AsyncDatabase(url, timeout=self._database.timeout, pooler=self._database.pooler)
         return self._asynchronous
 
     @property
@@ -125,7 +119,8 @@ class Transactions:
         try:
             with database.until(deadline):
                 connection = database.connect()
-                wanted = None if connection.dialect.name == "sqlite" else isolation
+                # Of a transaction that is open already nothing else can be had.
+                wanted = None if connection.dialect.name == "sqlite" or database.lends else isolation
                 with connection if wanted is None else isolated(connection, wanted):
                     entered = True
                     yield connection, deadline
@@ -157,17 +152,20 @@ class Transactions:
         try:
             self._journal.append_in(connection, batch)
         except Exception as error:
-            if _sqlstate(error) == _IN_FAILED_TRANSACTION:
+            if sqlstate(error) == _IN_FAILED_TRANSACTION:
                 raise TransactionMisused(
-                    "the operation has swallowed an error of the database, which has given the whole transaction up by "
-                    "then. Try what may fail inside a savepoint: with session.begin_nested(): ..."
+                    "the operation swallowed an error of the database, which had already given up the whole "
+                    "transaction. Try what may fail inside a savepoint: with session.begin_nested(): ..."
                 ) from error
+            if is_error(error) and not is_content(error):
+                # Of a statement of ours: the operation has done nothing wrong, and may be run again.
+                raise NotCommitted(error, conflict=is_conflict(error)) from error
             raise
 
     def find_out(self, unsure: Unsure) -> None:
         """Whether what was committed is in.
 
-        :raises NotCommitted: when it is not, because the connection was lost.
+        :raises NotCommitted: when it is not, because the connection was lost, or the database could not.
         :raises JournalUnavailable: when nobody can say.
         """
         error = unsure.error
@@ -175,7 +173,7 @@ class Transactions:
             if not unsure.lost:
                 logger.error("a transaction was committed, and something failed after that", exc_info=error)
             return
-        if unsure.lost:
+        if unsure.lost or is_outage(error):
             raise NotCommitted(error, conflict=False) from error
         raise error
 
@@ -205,60 +203,8 @@ class Transactions:
                     limit = self._journal_database.timeout
                     if now - unreachable_since + pause >= limit:
                         raise JournalUnavailable(
-                            f"the journal's database was out of reach for {limit:g} s (durable_ack_timeout): {error}"
+                            f"the journal's database could not commit for {limit:g} s (durable_ack_timeout): "
+                            f"{cause(error)}"
                         ) from error
             time.sleep(pause * (0.5 + random.random() / 2))
             pause = min(pause * 2, _LONGEST_PAUSE)
-
-
-def refuse_end(statement: Any) -> None:
-    """Look at a statement of the operation's before it is executed.
-
-    :raises TransactionMisused: when it would end the transaction, behind the back of whoever began it.
-    """
-    end = _END.match(statement) if isinstance(statement, str) else None
-    if end:
-        raise TransactionMisused(
-            f"the operation of a transactional step must neither commit nor roll back, and {end[1].upper()} would: its "
-            "rows and the step's journal entry are committed together when it returns. To undo what it did, let it "
-            "raise an exception."
-        )
-
-
-# -- errors of three databases ------------------------------------------------------------------------------------
-
-
-def is_conflict(error: BaseException) -> bool:
-    """Whether the database has undone a transaction because of another one, so that it may be tried again."""
-    origin = _origin(error)
-    if _sqlstate(error) in _SQLSTATES:
-        return True
-    code = getattr(origin, "sqlite_errorcode", None)  # Python 3.11
-    if code is not None:
-        return (code & 0xFF) in _SQLITE_CODES
-    module = type(origin).__module__
-    if module.startswith("sqlite3"):
-        return "locked" in str(origin)
-    first = origin.args[0] if getattr(origin, "args", None) else None
-    return module.startswith(("pymysql", "MySQLdb", "mysql", "asyncmy")) and first in _MYSQL_CODES
-
-
-def is_lost(error: BaseException) -> bool:
-    """Whether the connection was lost, so that nobody has heard how the transaction ended."""
-    return isinstance(error, (exc.TimeoutError, exc.InterfaceError)) or (
-        isinstance(error, exc.DBAPIError) and error.connection_invalidated
-    )
-
-
-def _origin(error: BaseException) -> Any:
-    """The driver's error, as SQLAlchemy and Django wrap it."""
-    return getattr(error, "orig", None) or error.__cause__ or error
-
-
-def _sqlstate(error: BaseException) -> str | None:
-    origin = _origin(error)
-    for one in (origin, error):
-        state = getattr(one, "sqlstate", None) or getattr(one, "pgcode", None)
-        if isinstance(state, str):
-            return state
-    return None

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+from typing import Final
+
 from sqlalchemy import exc
 from sqlalchemy.engine import URL, make_url
 
-from ..errors import ConfigurationError
+from celery_durable.errors import ConfigurationError
 
-__all__ = ["parse_url"]
+__all__ = ["claim_file", "parse_url", "shown"]
+
+#: Parameters of a URL that are secrets, whatever a driver calls them.
+_SECRET: Final = re.compile(r"pass|secret|token|credential|sslkey", re.IGNORECASE)
+_IN_TEXT: Final = re.compile(r"([?&][^=&]*(?:pass|secret|token|credential)[^=&]*=)[^&]*", re.IGNORECASE)
 
 
 def parse_url(url: str) -> URL:
@@ -39,8 +48,8 @@ def parse_url(url: str) -> URL:
         ) from error
     if dialect.is_async:
         raise ConfigurationError(
-            f"durable_database_url: {parsed.drivername!r} is a driver for asyncio. The journal needs one that is not, "
-            "also for async tasks: 'postgresql+psycopg://...', 'mysql+pymysql://...' or 'sqlite:///file.db'."
+            f"durable_database_url: {parsed.drivername!r} is an asyncio driver. The journal needs a synchronous one, "
+            "for async tasks too: 'postgresql+psycopg://...', 'mysql+pymysql://...' or 'sqlite:///file.db'."
         )
     return parsed
 
@@ -48,4 +57,21 @@ def parse_url(url: str) -> URL:
 def _without_user(url: str) -> str:
     """Text that may hold a password, where nobody knows where it begins."""
     _, at, rest = str(url).rpartition("@")
-    return f"***@{rest}" if at else str(url)
+    return _IN_TEXT.sub(r"\1***", f"***@{rest}" if at else str(url))
+
+
+def shown(url: URL) -> str:
+    """A URL for people: without its password, wherever it stands."""
+    query = {name: "***" if _SECRET.search(name) else value for name, value in url.query.items()}
+    return url.set(query=query).render_as_string(hide_password=True)
+
+
+def claim_file(url: URL) -> None:
+    """Create a SQLite file that is not there, for nobody else to read: SQLite itself would let everybody. Its logs get
+    the rights that it has.
+    """
+    path = url.database
+    if not path or path == ":memory:" or path.startswith("file:"):
+        return
+    with contextlib.suppress(OSError):  # it is there; or what is wrong with its place is SQLite's to say
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))

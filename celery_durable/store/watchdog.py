@@ -1,8 +1,8 @@
-"""Ends waits for a server that says nothing at all.
+"""Ends waits for a server that does not answer at all.
 
-A server that hangs, or a network that swallows what is sent, is no error: by itself a driver waits for ever, and with
-it the body, its lease and its process. So the connection of what has run past its time is shut down from another
-thread, and its driver finds it lost.
+A server that hangs, or a network that drops what is sent, raises no error: a driver would wait for ever, and with it
+the body, its lease and its process. So a connection that has passed its deadline is shut down from another thread, and
+its driver finds it lost.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from sqlalchemy import event, exc
 from sqlalchemy.engine import Engine
 
-from ..threads import close_at_once, native_thread
+from celery_durable.common.threads import Tended, close_at_once
 
 __all__ = ["Watchdog"]
 
@@ -32,7 +32,7 @@ class Watchdog:
     Its container is touched by single atomic operations only, and never locked: those who use connections may be
     greenlets, and the one who looks after them is a native thread.
 
-    :param tick: how often it looks, in seconds; so much later may an end come.
+    :param tick: how often it looks, in seconds; an end may come that much later.
     """
 
     def __init__(self, tick: float) -> None:
@@ -41,17 +41,28 @@ class Watchdog:
         self._guarded: dict[int, tuple[float, int]] = {}
         self._numbers = itertools.count()
         self._here = threading.local()
-        self._started = False
+        watchdog = weakref.ref(self)  # its thread must not keep it alive
+        self._thread = Tended(lambda sleep: _patrol(watchdog, sleep), "durable-watchdog", native=True)
 
-    def attend(self, engine: Engine) -> None:
-        """Guard the connections of this engine, where their driver tells the socket."""
-        event.listen(engine, "do_connect", self._connect)
+    def attend(self, engine: Engine, connect: Callable[[Any, Any, Any], Any] | None = None) -> None:
+        """Guard the connections of this engine, where their driver tells the socket.
+
+        :param connect: makes one, of dialect, arguments and parameters; None: as the dialect does.
+        """
+
+        def guarded(dialect: Any, record: Any, args: Any, parameters: Any) -> Any:
+            # What SQLAlchemy asks a server at the first connection is waited for too.
+            connection = connect(dialect, args, parameters) if connect else dialect.connect(*args, **parameters)
+            self._guard(connection)
+            return connection
+
+        event.listen(engine, "do_connect", guarded)
         event.listen(engine, "checkout", self._check_out)
 
     def until(self, deadline: float) -> contextlib.AbstractContextManager[None]:
         """What this thread still waits for at ``deadline`` (``time.monotonic()``) fails then.
 
-        :raises sqlalchemy.exc.TimeoutError: in the place of the error that the driver makes of it.
+        :raises sqlalchemy.exc.TimeoutError: instead of the error that the driver makes of it.
         """
         return _Until(self, deadline)
 
@@ -64,10 +75,7 @@ class Watchdog:
         """
         number = next(self._numbers)
         self._guarded[number] = (deadline, descriptor)
-        if not self._started:
-            self._started = True
-            watchdog = weakref.ref(self)  # its thread must not keep it alive
-            native_thread(lambda sleep: _patrol(watchdog, sleep), "durable-watchdog")
+        self._thread.ensure()
         return number
 
     def forget(self, number: int) -> bool:
@@ -94,12 +102,6 @@ class Watchdog:
             with contextlib.suppress(OSError):
                 late.shutdown(_socket.SHUT_RDWR)
             late.close()
-
-    def _connect(self, dialect: Any, record: Any, args: Any, parameters: Any) -> Any:
-        # What SQLAlchemy asks a server at the first connection is waited for too.
-        connection = dialect.connect(*args, **parameters)
-        self._guard(connection)
-        return connection
 
     def _check_out(self, connection: Any, record: Any, proxy: Any) -> None:
         try:

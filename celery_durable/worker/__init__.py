@@ -1,1 +1,1 @@
-"""The durable side of a Celery worker: recovery, and what the parent process of a pool has to say."""
+"""The durable side of a Celery worker: recovery, and requests of a pool's parent process."""

@@ -7,25 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from billiard import exceptions as billiard_exceptions
 
-from ..cancelling import after_cancel
-from ..delivery import report
-from ..errors import UnknownExecution, WrongState
-from ..outcome import pack_error
-from ..runtime import Runtime
-from ..store import Operations
-from ..store.records import PromiseState
-from ..store.rows import reason_payload
+from celery_durable.children.reports import report
+from celery_durable.errors import UnknownExecution, WrongState
+from celery_durable.execution.cancelling import after_cancel
+from celery_durable.execution.outcome import pack_error
+from celery_durable.runtime import Runtime
+from celery_durable.store.records import PromiseState
+from celery_durable.store.rows import reason_payload
 
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["handle", "operations"]
-
-
-def operations(app: Celery) -> Operations:
-    """Operations on the app's executions."""
-    runtime = Runtime.of(app)
-    return Operations(runtime.database, namespace=runtime.settings.namespace)
+__all__ = ["handle"]
 
 
 def handle(app: Celery, message: dict[str, Any]) -> None:
@@ -36,7 +29,7 @@ def handle(app: Celery, message: dict[str, Any]) -> None:
     op = message["op"]
     if op == "cancel":
         try:
-            row = operations(app).cancel(message["id"], message["reason"])
+            row = Runtime.of(app).operations.cancel(message["id"], message["reason"])
         except (UnknownExecution, WrongState):
             return  # it ended on its own, or never had a row
         after_cancel(app, row, message["reason"])
@@ -44,9 +37,13 @@ def handle(app: Celery, message: dict[str, Any]) -> None:
         report(app, message["id"], PromiseState.CANCELLED, reason_payload(message["reason"]))
     elif op == "fail":
         name = message["error"]
-        cls: Any = getattr(billiard_exceptions, name, None) or getattr(builtins, name, RuntimeError)
+        cls: Any = getattr(billiard_exceptions, name, None) or getattr(builtins, name, None)
+        if not (isinstance(cls, type) and issubclass(cls, Exception)):
+            cls = RuntimeError
         outcome = pack_error(Runtime.of(app), cls(*message["args"]))
-        operations(app).fail(message["id"], outcome, message["reason"])
+        Runtime.of(app).operations.fail(message["id"], outcome, message["reason"])
+    elif op == "count":
+        Runtime.of(app).ownership.count_death(message["id"])
     elif op == "forsake":
         Runtime.of(app).recovery.forsake(message["owner"])
     else:

@@ -1,16 +1,26 @@
-"""What the worker's main process knows of a message, and tells the journal."""
+"""What the worker's main process knows of a message, and passes on to the journal."""
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import functools
+from typing import TYPE_CHECKING, Any
 
 from celery.worker import state
 from celery.worker.request import Request
+from kombu import serialization
+from kombu.utils.imports import symbol_by_name
 
-from ..envelope import RAW_KEY
+from celery_durable.errors import ConfigurationError
+from celery_durable.messaging.envelope import RAW_KEY, serializer_of
+from celery_durable.messaging.tasks import is_durable
+
 from .control import control_of
 
-__all__ = ["DurableRequest"]
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ["DurableRequest", "adopt"]
 
 
 class DurableRequest(Request):
@@ -25,15 +35,53 @@ class DurableRequest(Request):
         # The body's process must be able to store the message in the form in which it came. It is sent there anyhow.
         if self.content_type and isinstance(self.body, (str, bytes)):
             self.request_dict[RAW_KEY] = (self.content_type, self.content_encoding, self.body)
+        elif isinstance(self.body, tuple):
+            # Celery has taken it apart: in its old protocol the body holds the headers too. The serializer stays, for
+            # one may tell tuples from lists.
+            name = serializer_of(getattr(message, "content_type", None))
+            # One that reads more than it writes leaves it to the process of the body.
+            with contextlib.suppress(Exception):
+                if name is not None:
+                    self.request_dict[RAW_KEY] = serialization.dumps(self.body, serializer=name)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """A time limit was reached. The hard one ends the execution, before the child can give it back."""
         # In a cold stop Celery ends the children by the same way, and puts their messages back.
         stopping: Any = state.should_terminate
-        if not soft and not stopping and _ends_on_timeout(self.task):
-            reason = f"the hard time limit of {timeout} s was exceeded"
-            control_of(self.task.app).fail(str(self.id), reason, "TimeLimitExceeded", timeout)
+        if not soft and not stopping:
+            control = control_of(self.task.app)
+            if _ends_on_timeout(self.task):
+                reason = f"the hard time limit of {timeout} s was exceeded"
+                control.fail(str(self.id), reason, "TimeLimitExceeded", timeout)
+            else:
+                # Its message goes back to the queue, and so does its lease, as if nothing were wrong with it.
+                control.count(str(self.id))
         super().on_timeout(soft, timeout)
+
+
+def adopt(app: Celery) -> None:
+    """Let durable tasks with a ``Request`` class of the user's be received by one that is ours, too.
+
+    :raises ConfigurationError: for a class that cannot be.
+    """
+    for name, task in app.tasks.items():
+        if not is_durable(app, name):
+            continue
+        theirs: Any = symbol_by_name(task.Request)
+        if isinstance(theirs, type) and issubclass(theirs, DurableRequest):
+            continue
+        try:
+            setattr(task, "Request", _both(theirs))  # noqa: B010  (typed as a name)
+        except TypeError as error:
+            raise ConfigurationError(
+                f"task {task.name!r}: Request = {theirs!r} cannot be used for a durable task ({error}). Derive it from "
+                "celery_durable.worker.request.DurableRequest."
+            ) from error
+
+
+@functools.cache
+def _both(theirs: type[Request]) -> type[DurableRequest]:
+    return type(f"Durable{theirs.__name__}", (DurableRequest, theirs), {"__module__": __name__})
 
 
 def _ends_on_timeout(task: Any) -> bool:

@@ -1,8 +1,8 @@
 """Recovery: sends the messages of executions whose lease ran out, whose time has come, that never started, or whose
-outcome Celery was not told.
+outcome was not passed on to Celery.
 
-It runs next to the bodies and not among them: in a process of its own under prefork, in a native thread in the other
-pools, alone as ``celery durable service``. Any number may run; they share the work by skip-locked claims.
+It runs separately from the bodies: in a process of its own under prefork, in a native thread in the other pools, or
+alone as ``celery durable service``. Any number may run; they share the work by skip-locked claims.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from .. import envelope as envelopes
-from ..errors import DurableError
-from ..faults import reached
-from ..publish import broker_errors
-from ..retention import Rules
-from ..runtime import Runtime
-from ..signals import park
-from ..store import Database, OutboxStore, RecoveryStore, RetentionStore
-from ..store.outbox import Due as Unsent
-from ..store.records import State
-from ..store.recovery import Due
-from ..threads import native_thread
-from .control import attend, peer_is_us
+from celery_durable.common.faults import reached
+from celery_durable.common.threads import Tended
+from celery_durable.errors import DurableError
+from celery_durable.messaging import envelope as envelopes
+from celery_durable.messaging.sending import broker_errors
+from celery_durable.retention.rules import Rules
+from celery_durable.retention.upkeep import Upkeep
+from celery_durable.runtime import Runtime
+from celery_durable.runtime.lifeline import attend, peer_is_us
+from celery_durable.signals import announce_parked
+from celery_durable.store import OutboxStore, RecoveryStore, RetentionStore
+from celery_durable.store.outbox import DueMessage
+from celery_durable.store.records import State
+from celery_durable.store.recovery import DueExecution
+
 from .handlers import handle
-from .upkeep import Upkeep
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -46,6 +47,8 @@ _FIRST_PAUSE: Final = 0.25
 _LONGEST_PAUSE: Final = 5.0
 #: How often a service in a thread looks whether it is to stop, in seconds.
 _GLANCE: Final = 0.05
+#: Bytes of a line that another process may say.
+_LONGEST_LINE: Final = 1 << 22
 #: How often retention looks whether there is anything to do, in rounds of recovery.
 _UPKEEP_EVERY: Final = 10
 
@@ -54,7 +57,7 @@ class Service:
     """One recovery service.
 
     :param server: listens for the processes of the worker; None where they live in this one.
-    :param orphaned: tells that the worker whose service this is has gone.
+    :param orphaned: says whether the worker of this service has gone.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class Service:
         database = self.runtime.database
         if not database.in_memory:
             # Its own connection: never waits behind a body for one, and lives in its own thread.
-            database = Database(self.settings.database_url, timeout=self.settings.ack_timeout, pooled=False)
+            database = database.again(timeout=self.settings.ack_timeout, pooled=False)
         self.recovery = RecoveryStore(
             database,
             namespace=self.settings.namespace,
@@ -86,6 +89,8 @@ class Service:
         self.outbox = OutboxStore(database, namespace=self.settings.namespace, lease_ms=self.settings.lease_ms)
         #: None where nothing is pruned by itself.
         self._upkeep = self._new_upkeep()
+        #: In a thread of its own: no claim ever waits for it.
+        self._retention = None if self._upkeep is None else Tended(self._upkeep.run, "durable-retention", native=True)
         self._connection: Any = None
         self._producer: Any = None
         #: When the present claim was first tried (``time.monotonic()``); None where the last one was answered.
@@ -103,7 +108,7 @@ class Service:
         rest: Callable[[], None] = lambda: None  # noqa: E731
         if not database.in_memory:
             # One connection for all the small transactions of a turn, and none between the turns.
-            database = Database(settings.database_url, timeout=settings.ack_timeout)
+            database = database.again(timeout=settings.ack_timeout)
             rest = database.dispose
         return Upkeep(
             RetentionStore(database, namespace=settings.namespace),
@@ -114,7 +119,7 @@ class Service:
         )
 
     def look_within(self, seconds: float) -> None:
-        """Look for what is due in so many seconds at the latest."""
+        """Look for what is due in this many seconds at the latest."""
         self._look_by = min(self._look_by, time.monotonic() + seconds)
 
     def stop(self) -> None:
@@ -123,23 +128,23 @@ class Service:
 
     def run(self, sleep: Callable[[float], None] = time.sleep) -> None:
         """Recover until :meth:`stop`."""
-        if self._upkeep is not None:
-            # In a thread of its own: no claim ever waits for it.
-            native_thread(self._upkeep.run, "durable-retention")
         pause = _FIRST_PAUSE
         while not self._stopping and not self._orphaned():
+            if self._retention is not None:
+                self._retention.ensure()
             try:
                 wait = self.round()
                 pause = _FIRST_PAUSE
             except Exception as error:
                 # Whatever it is, the next round may succeed; nothing else would recover these executions.
                 expected = isinstance(error, DurableError)
-                logger.warning("recovery failed and goes on: %s", error, exc_info=not expected)
+                logger.warning("recovery failed, and is tried again: %s", error, exc_info=not expected)
                 self._disconnect()
                 wait = pause
                 pause = min(pause * 2, _LONGEST_PAUSE)
             self._wait(wait, sleep)
-        if self._upkeep is not None:
+        if self._upkeep is not None and self._retention is not None:
+            self._retention.end()
             self._upkeep.stop()
         self._disconnect()
         self.ended = True
@@ -149,7 +154,7 @@ class Service:
 
         :returns: seconds until the next round is due.
         """
-        # Whatever is told from here on may come too late for this claim.
+        # Whatever is reported from here on may come too late for this claim.
         self._look_by = math.inf
         if self._trying_since is None:
             self._trying_since = time.monotonic()
@@ -159,7 +164,7 @@ class Service:
             reached("recovery.after_claim", execution_id)
         for parked in claims.parked:
             self._show_parked(parked.id, parked.reason)
-            park(parked.task, parked.id, State.QUARANTINED, parked.reason)
+            announce_parked(parked.task, parked.id, State.QUARANTINED, parked.reason)
         unsent = self.outbox.claim(_BATCH) if claims.outbox_ms is not None and claims.outbox_ms <= 0 else []
         self._send_all([*claims.due, *unsent])
         if max(len(claims.due) + len(claims.parked), len(unsent)) >= _BATCH:
@@ -177,7 +182,7 @@ class Service:
             self._sparing_until = now + lease
         return now < self._sparing_until
 
-    def _send_all(self, claimed: list[Due | Unsent]) -> None:
+    def _send_all(self, claimed: list[DueExecution | DueMessage]) -> None:
         """Send what was claimed, in the order in which it was recorded."""
         left = sorted(claimed, key=lambda one: one.pk)
         sent: list[int] = []
@@ -185,18 +190,18 @@ class Service:
             while left:
                 done = self._try_to_send(left[0])
                 one = left.pop(0)
-                if done and isinstance(one, Unsent):
+                if done and isinstance(one, DueMessage):
                     sent.append(one.pk)
         except Exception:
             # The broker is out of reach: as if these had not been claimed.
             pause = int(self.settings.recovery_interval * 1000)
-            self.recovery.unsent([one.pk for one in left if isinstance(one, Due)], pause)
-            self.outbox.unsent([one.pk for one in left if isinstance(one, Unsent)], pause)
+            self.recovery.unsent([one.pk for one in left if isinstance(one, DueExecution)], pause)
+            self.outbox.unsent([one.pk for one in left if isinstance(one, DueMessage)], pause)
             raise
         finally:
             self.outbox.sent(sent)
 
-    def _try_to_send(self, due: Due | Unsent) -> bool:
+    def _try_to_send(self, due: DueExecution | DueMessage) -> bool:
         """False for a message that cannot be sent, and must not keep others from being sent.
 
         :raises: what the broker's connection raised.
@@ -210,12 +215,12 @@ class Service:
             return False
         return True
 
-    def _send(self, due: Due | Unsent) -> None:
+    def _send(self, due: DueExecution | DueMessage) -> None:
         if due.envelope is None:
             logger.error("%s[%s] is due but its message was not stored; it cannot be sent again", due.task, due.id)
             return
         message = envelopes.unpack(due.envelope, self.runtime.envelope_codec)
-        if isinstance(due, Unsent):
+        if isinstance(due, DueMessage):
             reached("outbox.after_claim", due.id)
             envelopes.resend(self.app, message, None, producer=self._ready(), started=False)
             reached("outbox.after_send", due.id)
@@ -244,7 +249,7 @@ class Service:
         try:
             self.app.backend.store_result(execution_id, {"reason": reason}, State.QUARANTINED.value.upper())
         except Exception as error:
-            logger.warning("the result backend was not told that %s is quarantined: %s", execution_id, error)
+            logger.warning("the result backend could not be notified that %s is quarantined: %s", execution_id, error)
 
     # -- the worker's other processes -----------------------------------------------------------------------
 
@@ -294,27 +299,39 @@ class Service:
             return bool(owner) and self._forsake(owner)
         *lines, rest = (buffered + data).split(b"\n")
         self._peers[connection] = (rest, owner)
-        for line in lines:
-            message = json.loads(line)
-            if message["op"] == "hello":
-                self._peers[connection] = (rest, message["owner"])
-            elif message["op"] == "bye":
-                self._peers[connection] = (rest, "")
-            elif message["op"] == "due":
-                self.look_within(message["in"])
-            else:
-                self._answer(connection, message)
+        try:
+            if len(rest) > _LONGEST_LINE:
+                raise ValueError("it does not end")
+            for line in lines:
+                self._obey(connection, rest, json.loads(line))
+        # It is none of ours, or of another version: nothing that it says may end the service.
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            logger.warning(
+                "a process sent a request that this service does not understand: %s: %s", type(error).__name__, error
+            )
+            self._peers.pop(connection, None)
+            connection.close()
         return False
 
+    def _obey(self, connection: socket.socket, rest: bytes, message: dict[str, Any]) -> None:
+        if message["op"] == "hello":
+            self._peers[connection] = (rest, str(message["owner"]))
+        elif message["op"] == "bye":
+            self._peers[connection] = (rest, "")
+        elif message["op"] == "due":
+            self.look_within(float(message["in"]))
+        else:
+            self._answer(connection, message)
+
     def _forsake(self, owner: str) -> bool:
-        """A pool process died: its executions go on at once."""
+        """A pool process died: its executions continue at once."""
         try:
             count = self.recovery.forsake(owner)
         except DurableError as error:
-            logger.warning("the leases of a dead process must lapse by themselves: %s", error)
+            logger.warning("the leases of a dead process could not be released, and must expire: %s", error)
             return False
         if count:
-            logger.warning("a pool process died; %d execution(s) of it go on elsewhere", count)
+            logger.warning("a pool process died; its %d execution(s) continue in other processes", count)
         return count > 0
 
     def _answer(self, connection: socket.socket, message: dict[str, Any]) -> None:

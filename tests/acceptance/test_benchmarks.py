@@ -35,6 +35,7 @@ PARTS = {
     "endtoend: latency": 6,
     "endtoend: commits": 1,
     "scale": 12,
+    "looks": 2,
     "recovery": 2,
     "waits": 2,
     "waits: memory": 2,

@@ -23,8 +23,6 @@ from example_project.services.service import Server
 from tests.support.delivery import Delivery
 from tests.support.lab import Lab
 
-from .core.conftest import deliver, lab, make_lab  # noqa: F401  (fixtures)
-
 pytestmark = [pytest.mark.databases("sqlite"), pytest.mark.usefixtures("database")]
 
 #: A name that tries to be markup.
@@ -32,7 +30,7 @@ TEXT = '2 × kettle for <b onclick="">Bobby</b>'
 
 
 @pytest.fixture
-def url(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:  # noqa: F811
+def url(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(Desk, "app", lab.app)
     server = Server(Desk(tmp_path / "desk.db"))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -61,7 +59,7 @@ class Order:
 
 
 @pytest.fixture
-def order(url: str, deliver: Delivery) -> Order:  # noqa: F811
+def order(url: str, deliver: Delivery) -> Order:
     body = Order(url)
     deliver.suspends(body)
     return body
@@ -91,7 +89,7 @@ def answers(url: str) -> list[str | None]:
 @pytest.mark.parametrize(
     ("answer", "result"), [("yes", "approved by the front desk"), ("no", "refused at the front desk")]
 )
-def test_a_button_lets_the_order_go_on(url: str, order: Order, deliver: Delivery, answer: str, result: str) -> None:  # noqa: F811
+def test_a_button_lets_the_order_go_on(url: str, order: Order, deliver: Delivery, answer: str, result: str) -> None:
     assert answers(url) == [None]
     after = press(url, answer)
     assert isinstance(after, str)
@@ -120,7 +118,7 @@ def test_a_question_that_is_asked_again_is_there_once(url: str, order: Order) ->
 def test_what_is_no_answer_changes_nothing(
     url: str,
     order: Order,
-    deliver: Delivery,  # noqa: F811
+    deliver: Delivery,
     changes: dict[str, str],
     status: int,
 ) -> None:
@@ -129,7 +127,7 @@ def test_what_is_no_answer_changes_nothing(
     assert deliver.due() == []
 
 
-def test_a_question_that_was_settled_elsewhere_leaves_the_page(url: str, order: Order, lab: Lab) -> None:  # noqa: F811
+def test_a_question_that_was_settled_elsewhere_leaves_the_page(url: str, order: Order, lab: Lab) -> None:
     celery_durable.resolve(order.promise.id, order.promise.token, "the owner's wife", app=lab.app)
     assert press(url, "no") == 409
     assert Forms(page(url)).found == []

@@ -1,54 +1,50 @@
-"""Random durable bodies, and a process that dies wherever it is told to.
-
-A life is one run of the body by one process. Death is simulated as the kill it stands for: from that moment on nothing
-of that process reaches the database or the outside world, no cleanup included; the next life gets the lease as if it
-had run out.
-"""
+"""Random durable bodies, and the world outside that they act on."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import sqlalchemy as sa
-from celery import Celery
 from hypothesis import strategies as st
 
 from celery_durable import (
     DID_NOT_HAPPEN,
-    DurableTask,
+    Effect,
     Happened,
     Intent,
     OnAmbiguous,
     Retry,
     StepDescriptor,
     current_step,
-    faults,
-    packing,
+    guarded,
+    step,
 )
-from celery_durable import runtime as runtimes
 from celery_durable.effects import UNSET
-from celery_durable.packing import unpacked
-from celery_durable.store import Database, Operations
-from celery_durable.store.journal import journaled
-from celery_durable.store.records import EntryKind, State, StoredPayload
-from celery_durable.store.statements import ENTRY_COLUMNS
-from celery_durable.store.tables import executions, journal
-from celery_durable.writer import JournalWriter
 
-
-class Death(BaseException):
-    """The process is dead: nothing it does has any effect."""
+__all__ = ["Place", "Refused", "World", "programs", "registers", "run_program", "sagas"]
 
 
 class Wrong(Exception):
     """What operations of the random programs raise."""
 
 
+class Refused(Exception):
+    """How the bodies fail."""
+
+
 # -- programs ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Undo:
+    """How something is undone."""
+
+    #: As of a step; ``plain``: by a function that is no step.
+    effect: str
+    #: How many of its first tries raise.
+    failures: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,6 +58,22 @@ class Do:
     failures: int = 0
     #: How many tries its retry policy allows.
     tries: int = 1
+    #: Its compensation.
+    undo: Undo | None = None
+
+
+@dataclass(frozen=True)
+class Register:
+    """``on_failure``."""
+
+    undo: Undo
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """Raises; in reruns only, or always."""
+
+    reruns: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +89,13 @@ class Branches:
     """Statements in branches of a parallel scope."""
 
     branches: tuple[tuple[Any, ...], ...]
+
+
+@dataclass(frozen=True)
+class Try:
+    """Statements whose refusal is handled."""
+
+    body: tuple[Any, ...]
 
 
 EFFECTS = ("idempotent", "at_least_once", "skip", "rerun", "fail", "reconcile")
@@ -96,10 +115,45 @@ _statement = st.one_of(
     st.builds(Loop, st.integers(1, 3), _flat),
     st.builds(Branches, st.lists(_flat, min_size=1, max_size=3).map(tuple)),
 )
+#: Of steps that nobody undoes.
 programs = st.lists(_statement, min_size=1, max_size=5).map(tuple)
+
+_undo = st.builds(
+    Undo,
+    effect=st.sampled_from(("plain", "idempotent", "at_least_once", "rerun", "fail", "reconcile")),
+    failures=st.sampled_from((0, 0, 0, 1)),
+)
+_leaf = st.one_of(
+    st.builds(replace, _do, undo=_undo),
+    st.builds(replace, _do, undo=_undo),
+    _do,
+    st.builds(Register, _undo),
+)
+
+
+def _scopes(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    few = st.lists(inner, min_size=1, max_size=3).map(tuple)
+    branches = st.builds(Branches, st.lists(few, min_size=2, max_size=3).map(tuple))
+    refuses = few.map(lambda body: (*body, Refuse()))
+    return st.one_of(
+        branches, branches, st.builds(Loop, st.integers(1, 2), few), st.builds(Try, st.one_of(few, refuses))
+    )
+
+
+_inner = st.one_of(_leaf, _leaf, _leaf, _scopes(_leaf))
+#: Of scopes within scopes, and of steps of which most can be undone. Two thirds fail: always, or as reruns.
+sagas = st.builds(
+    lambda statements, end: (*statements, *end),
+    st.lists(st.one_of(_leaf, _leaf, _scopes(_inner)), min_size=1, max_size=4).map(tuple),
+    st.sampled_from(((Refuse(),), (Refuse(reruns=True),), ())),
+)
 
 
 # -- the outside world ------------------------------------------------------------------------------------------
+
+#: Where in a program something stands: the number of the statement, the round or branch of it, the number of the
+#: statement in that ... Sorted, places are in the order of the body.
+Place = tuple[int, ...]
 
 
 @dataclass
@@ -107,253 +161,163 @@ class World:
     """What happened outside, by idempotency key; it outlives every process."""
 
     fired: Counter[bytes] = field(default_factory=Counter)
-    values: dict[bytes, str] = field(default_factory=dict)
+    values: dict[bytes, str | None] = field(default_factory=dict)
     #: Tries of each key that raised, before anything happened.
     refused: Counter[bytes] = field(default_factory=Counter)
     guarded: set[bytes] = field(default_factory=set)
     deduplicated: set[bytes] = field(default_factory=set)
     #: Keys of steps that may be assumed to have happened.
     skippable: set[bytes] = field(default_factory=set)
+    #: (execution, position) -> the key of the step there.
+    keys: dict[tuple[str, str], bytes] = field(default_factory=dict)
     alive: Callable[[], None] = lambda: None
+    #: Execution -> what it did that can be undone, and how often.
+    done: defaultdict[str, Counter[Place]] = field(default_factory=lambda: defaultdict(Counter))
+    #: Execution -> what it has asked for that may be taken for done though it never happened.
+    assumed: defaultdict[str, set[Place]] = field(default_factory=lambda: defaultdict(set))
+    #: Execution -> what it has undone, in this order, under which key; once for each time.
+    undone: defaultdict[str, list[tuple[Place, bytes]]] = field(default_factory=lambda: defaultdict(list))
 
-    def operate(self, do: Do, argument: int) -> str | None:
+    def operate(self, do: Do, argument: int, place: Place) -> str | None:
         """An operation: fires its effect, or raises before it does."""
         self.alive()
         key = current_step().idempotency_key
+        self.keys[current_step().execution_id, current_step().step_id] = key
         if self.refused[key] < do.failures or do.failures >= do.tries:
             self.refused[key] += 1
             raise Wrong(f"{do.name} refuses")
-        self.fired[key] += 1
-        if do.effect in ("skip", "rerun", "fail", "reconcile"):
-            self.guarded.add(key)
-        if do.effect == "rerun":
-            self.deduplicated.add(key)
-        if do.effect == "skip":
-            self.skippable.add(key)
         # SKIP has no better value than the assumed one, so an honest program does not need another.
         value = None if do.effect == "skip" else f"{do.name}{argument}"
-        if value is not None:
-            self.values[key] = value
+        self._fire(key, do.effect, value)
+        if do.undo is not None:
+            self.done[current_step().execution_id][place] += 1
         return value
 
+    def take_back(self, undo: Undo, place: Place) -> None:
+        """A compensation."""
+        self.alive()
+        running = current_step()
+        key = running.idempotency_key
+        self.keys[running.execution_id, running.step_id] = key
+        if self.refused[key] < undo.failures:
+            self.refused[key] += 1
+            raise Wrong(f"it cannot be undone what was done at {place}")
+        self._fire(key, undo.effect, None)
+        self.undone[running.execution_id].append((place, key))
 
-def descriptor(do: Do, world: World) -> StepDescriptor:
-    """The step of a statement."""
-    retry = Retry(do.tries, backoff=0, on=(Wrong,)) if do.tries > 1 else None
-    name = f"{do.name}-{do.effect}-{do.failures}-{do.tries}"
-    if do.effect == "idempotent":
-        return StepDescriptor.idempotent(name, retry=retry)
-    if do.effect == "at_least_once":
-        return StepDescriptor.at_least_once(name, retry=retry)
+    def _fire(self, key: bytes, effect: str, value: str | None) -> None:
+        self.fired[key] += 1
+        self.values[key] = value
+        if effect in ("plain", "skip", "rerun", "fail", "reconcile"):
+            self.guarded.add(key)
+        if effect in ("plain", "rerun"):
+            self.deduplicated.add(key)
+        if effect == "skip":
+            self.skippable.add(key)
 
-    def reconcile(handle: Any, argument: int) -> Any:
-        world.alive()
+    def reconcile(self, handle: Any, *args: Any) -> Any:
+        """What the remote side says."""
+        self.alive()
         key = handle.idempotency_key
-        return Happened(world.values[key]) if key in world.values else DID_NOT_HAPPEN
+        return Happened(self.values[key]) if key in self.values else DID_NOT_HAPPEN
 
+
+def guard(effect: str, world: World) -> Any:
+    """The effect of a step."""
+    if effect in ("idempotent", "at_least_once"):
+        return Effect(effect)
     policy: Any = {
         "skip": OnAmbiguous.SKIP,
         "rerun": OnAmbiguous.RERUN,
         "fail": OnAmbiguous.FAIL,
-        "reconcile": reconcile,
-    }[do.effect]
-    return StepDescriptor.guarded(
-        name,
-        Intent.CUSTOM,
-        on_ambiguous=policy,
-        assumed=None if do.effect == "skip" else UNSET,
-        definite=Wrong,
-        retry=retry,
+        "reconcile": world.reconcile,
+    }[effect]
+    assumed = None if effect == "skip" else UNSET
+    return guarded(Intent.CUSTOM, on_ambiguous=policy, assumed=assumed, definite=Wrong)
+
+
+def compensation(undo: Undo, place: Place, world: World) -> Any:
+    """The function that undoes what stands at a place."""
+
+    def take_back(*args: Any) -> None:
+        world.take_back(undo, place)
+
+    return take_back if undo.effect == "plain" else step(effect=guard(undo.effect, world))(take_back)
+
+
+def descriptor(do: Do, place: Place, world: World) -> StepDescriptor:
+    """The step of a statement."""
+    effect = guard(do.effect, world)
+    plain = isinstance(effect, Effect)
+    return StepDescriptor(
+        f"{do.name}-{do.effect}-{do.failures}-{do.tries}",
+        effect if plain else Effect.EXACTLY_ONCE_GUARDED,
+        None if plain else effect,
+        retry=Retry(do.tries, backoff=0, on=(Wrong,)) if do.tries > 1 else None,
+        compensate=None if do.undo is None else compensation(do.undo, place, world),
     )
 
 
-def run_program(context: Any, program: tuple[Any, ...], world: World) -> list[Any]:
+# -- running them -----------------------------------------------------------------------------------------------
+
+
+def run_program(context: Any, program: tuple[Any, ...], world: World, at: Place = ()) -> list[Any]:
     """Interpret a program as the body of a task."""
     results: list[Any] = []
-    for statement in program:
-        if isinstance(statement, Do):
-            results.append(_do_step(context, statement, world))
-        elif isinstance(statement, Loop):
-            results.extend(run_program(context, statement.body, world) for _ in range(statement.times))
-        else:
-            # One worker: the order of crashes is the same each time Hypothesis looks.
-            with context.parallel(max_workers=1) as scope:
-                branches = [scope.submit(run_program, context, b, world) for b in statement.branches]
-            results.append([b.result() for b in branches])
+    for number, statement in enumerate(program):
+        place = (*at, number)
+        match statement:
+            case Do():
+                results.append(_do_step(context, statement, world, place))
+            case Register():
+                context.on_failure(compensation(statement.undo, place, world))
+            case Refuse():
+                if not statement.reruns or context.execution_id.startswith("again"):
+                    raise Refused(place)
+            case Loop():
+                results += [
+                    run_program(context, statement.body, world, (*place, turn)) for turn in range(statement.times)
+                ]
+            case Try():
+                try:
+                    results.append(run_program(context, statement.body, world, (*place, 0)))
+                except Refused as refused:
+                    results.append(f"handled {refused}")
+            case Branches():
+                # One worker: the order of crashes is the same each time Hypothesis looks.
+                with context.parallel(max_workers=1) as scope:
+                    branches = [
+                        scope.submit(run_program, context, branch, world, (*place, index))
+                        for index, branch in enumerate(statement.branches)
+                    ]
+                results.append([branch.result() for branch in branches])
     return results
 
 
-def _do_step(context: Any, do: Do, world: World) -> Any:
+def _do_step(context: Any, do: Do, world: World, place: Place) -> Any:
+    if do.undo is not None and do.effect == "skip":
+        world.assumed[context.execution_id].add(place)
     try:
-        return context.step(descriptor(do, world), lambda argument: world.operate(do, argument), do.argument)
+        what = descriptor(do, place, world)
+        return context.step(what, lambda argument: world.operate(do, argument, place), do.argument)
     except Wrong as error:
         return f"handled {error}"
 
 
-# -- lives and deaths -------------------------------------------------------------------------------------------
-
-
-class _Mortal(Database):
-    """The database, as a process sees it that may be dead."""
-
-    shared: sa.Engine
-    life: Life
-
-    def __init__(self, url: str, **options: Any) -> None:
-        super().__init__(url, **options)
-        self.own = type(self).life
-
-    @property
-    def engine(self) -> sa.Engine:
-        return type(self).shared
-
-    def write(self, work: Any, **options: Any) -> Any:
-        self.own.check()
-        return super().write(work, **options)
-
-    def read(self, work: Any, **options: Any) -> Any:
-        self.own.check()
-        return super().read(work, **options)
-
-
-class Life:
-    """One process; it dies when it has reached its last fault point."""
-
-    def __init__(self, points: int | None) -> None:
-        self._left = points
-        self.dead = False
-
-    def check(self) -> None:
-        if self.dead:
-            raise Death
-
-    def reached(self, point: str) -> None:
-        """The process is at a fault point of the protocol."""
-        self.check()
-        if self._left is not None:
-            if self._left == 0:
-                self.dead = True
-                raise Death
-            self._left -= 1
-
-
-@contextmanager
-def machine(monkeypatch: Any) -> Iterator[Machine]:
-    """A place where a program can be run and killed."""
-    with monkeypatch.context() as patch:
-        yield Machine(patch)
-
-
-class Machine:
-    """An app with an in-memory journal that outlives its processes."""
-
-    def __init__(self, patch: Any) -> None:
-        self.app = Celery("programs", set_as_current=False)
-        self.app.conf.durable_database_url = "sqlite://"
-        self.app.conf.durable_max_attempts = 10_000
-        self.app.conf.task_store_eager_result = False
-        shared = Database("sqlite://")
-        shared.check_schema()
-        _Mortal.shared = shared.engine
-        patch.setattr(runtimes, "Database", _Mortal)
-        # Buffered entries are committed by acknowledged commits alone, or not at all: the worst case.
-        patch.setattr(JournalWriter, "_start_timer", lambda self: None)
-        patch.setattr(runtimes.Keeper, "_start", lambda self: None)
-        # As many packs as there can be.
-        patch.setattr(packing, "_LEAST", 2)
-        patch.setattr(faults, "_armed", {"any": []})
-        patch.setattr(faults, "_act", lambda point, *where: self.life.reached(point))
-        self.life = Life(None)
-        self.deaths = 0
-        self._program: tuple[Any, ...] = ()
-        self._world = World()
-
-        def body(task: Any) -> Any:
-            return run_program(task.durable, self._program, self._world)
-
-        self._task = self.app.task(body, bind=True, base=DurableTask, name="program", ignore_result=True)
-
-    def live(self, program: tuple[Any, ...], world: World, points: int | None) -> Any:
-        """One life of the program's execution.
-
-        :raises Death: when it reached ``points`` fault points.
-        """
-        self.life = _Mortal.life = Life(points)
-        runtimes._runtimes.pop(self.app, None)
-        world.alive = self.life.check
-        self._program, self._world = program, world
-        try:
-            return self._task.apply(task_id="the-execution", throw=True).get()
-        except Death:
-            self.deaths += 1
-            raise
-        finally:
-            with _Mortal.shared.begin() as connection:
-                connection.execute(sa.update(executions).values(lease_until=0))
-
-    def state(self) -> State:
-        """The execution's state."""
-        with _Mortal.shared.connect() as connection:
-            return State(connection.execute(sa.select(executions.c.state)).scalar_one())
-
-    def settle(self, world: World) -> None:
-        """What an operator does: looks at the remote side, and says so."""
-        operations = Operations(_Mortal.shared_database(), namespace="programs")
-        [row] = operations.find()
-        for entry in _last_entries(operations.entries(row.pk, row.generation)):
-            if entry.kind == EntryKind.AUDIT:
-                assert entry.key is not None
-                value = world.values.get(entry.key)
-                kind = EntryKind.RUN_AGAIN if value is None else EntryKind.RESULT
-                payload = None if value is None else StoredPayload(*self._codec().encode(value))
-                note = StoredPayload(*self._codec().encode("the property test"))
-                operations.resolve(row.id, entry.scope, entry.position, kind, payload, note=note)
-                return
-
-    @staticmethod
-    def _codec() -> Any:
-        from celery_durable.codec import Codec
-
-        return Codec()
-
-    def packs(self) -> int:
-        """How many rows hold several steps."""
-        query = sa.select(sa.func.count()).where(journal.c.kind == int(EntryKind.CHECKPOINT))
-        with _Mortal.shared.connect() as connection:
-            return int(connection.execute(query).scalar_one())
-
-    def journal(self) -> list[tuple[Any, ...]]:
-        """What the journal came to: the last entry of each position."""
-        query = sa.select(*ENTRY_COLUMNS).order_by(journal.c.scope, journal.c.position, journal.c.entry)
-        with _Mortal.shared.connect() as connection:
-            rows = list(unpacked(map(journaled, connection.execute(query))))
-        done = {EntryKind.SKIPPED: EntryKind.RESULT}
-        return [
-            (
-                r.scope,
-                r.position,
-                done.get(EntryKind(r.kind), EntryKind(r.kind)).name,
-                r.name,
-                r.key,
-                # An error's record holds a traceback, with line numbers of this very file.
-                None if r.kind == EntryKind.ERROR else r.payload,
-            )
-            for r in _last_entries(rows)
-        ]
-
-
-def _last_entries(rows: Any) -> list[Any]:
-    last: dict[tuple[str, int], Any] = {}
-    for row in rows:
-        last[row.scope, row.position] = row
-    return list(last.values())
-
-
-def _shared_database() -> Database:
-    _Mortal.life = Life(None)
-    return _Mortal("sqlite://")
-
-
-_Mortal.shared_database = staticmethod(_shared_database)  # type: ignore[attr-defined]
-
-__all__ = ["Death", "Machine", "World", "machine", "programs"]
+def registers(program: tuple[Any, ...], at: Place = ()) -> set[Place]:
+    """Where a program calls ``on_failure``."""
+    found: set[Place] = set()
+    for number, statement in enumerate(program):
+        place = (*at, number)
+        match statement:
+            case Register():
+                found.add(place)
+            case Loop():
+                for turn in range(statement.times):
+                    found |= registers(statement.body, (*place, turn))
+            case Try():
+                found |= registers(statement.body, (*place, 0))
+            case Branches():
+                for index, branch in enumerate(statement.branches):
+                    found |= registers(branch, (*place, index))
+    return found

@@ -174,12 +174,13 @@ def test_different_calls_have_different_fingerprints(a: Any, b: Any) -> None:
     assert fingerprint(*a) != fingerprint_of(b[0], b[1], b[2])
 
 
-parts = st.tuples(short_texts, short_texts, short_texts.map(str.encode), st.integers(0, 30), short_texts)
+parts = st.tuples(short_texts, short_texts, short_texts, short_texts.map(str.encode), st.integers(0, 30), short_texts)
 
 
 @given(parts, parts)
-@example(("a", "b", b"1", 1, ""), ("a", "b", b"", 11, ""))
-@example(("a", "b", b"", 1, "0"), ("a", "b0", b"", 1, ""))
+@example(("n", "a", "b", b"1", 1, ""), ("n", "a", "b", b"", 11, ""))
+@example(("n", "a", "b", b"", 1, "0"), ("n", "a", "b0", b"", 1, ""))
+@example(("n", "a", "b", b"", 1, ""), ("na", "", "b", b"", 1, ""))
 def test_different_effects_have_different_keys(a: Any, b: Any) -> None:
     assert (idempotency_key(*a) == idempotency_key(*b)) == (a == b)
     assert (global_key(a[0], a[1]) == global_key(b[0], b[1])) == (a[:2] == b[:2])

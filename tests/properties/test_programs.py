@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from celery_durable.store.records import State
 
-from .programs import Death, World, machine, programs
+from .machine import Death, Life, machine
+from .programs import World, programs
 
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -18,16 +19,16 @@ def test_a_killed_program_ends_as_one_that_was_not(
 ) -> None:
     with machine(monkeypatch) as calm:
         world = World()
-        expected = calm.live(program, world, None)
+        expected = calm.live(program, world)
         wanted = calm.journal()
         effects, skippable = set(world.fired), world.skippable
 
     with machine(monkeypatch) as harsh:
         world = World()
-        points: list[int | None] = [*lives]
+        points = iter(lives)
         while True:
             try:
-                result = harsh.live(program, world, points.pop(0) if points else None)
+                result = harsh.live(program, world, Life(next(points, None)))
             except Death:
                 continue
             if harsh.state() is not State.AMBIGUOUS:

@@ -68,12 +68,24 @@ def run(app: Celery, *args: str, typed: str | None = None, fails: int = 0) -> An
     return answer
 
 
-def run_process(app: str, *args: str, env: Mapping[str, str] | None = None, cwd: Path = ROOT, fails: int = 0) -> Answer:
-    """Run ``celery -A app durable ...`` in a process of its own."""
+def run_process(
+    app: str,
+    *args: str,
+    env: Mapping[str, str] | None = None,
+    cwd: Path = ROOT,
+    typed: str | None = None,
+    fails: int = 0,
+) -> Answer:
+    """Run ``celery -A app durable ...`` in a process of its own.
+
+    :param typed: what comes from its standard input.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "celery", "-A", app, "durable", *args],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
+        input=typed,
+        stdin=subprocess.DEVNULL if typed is None else None,
         capture_output=True,
         text=True,
         timeout=120,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 import sqlite3
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +16,7 @@ from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from .backends import Backend, Missing, address
-from .servers import OwnMariaDB, OwnPostgreSQL, OwnServer, ServerFailed
+from .servers import OwnMariaDB, OwnPgBouncer, OwnPostgreSQL, OwnServer, ServerFailed
 
 __all__ = ["FINDERS", "JournalDatabase", "new_database"]
 
@@ -32,6 +34,9 @@ class JournalDatabase:
         self.url = url
         self.version = version
         self._engines: list[Engine] = []
+        #: What stands between, where that is a pooler; and the same database without it.
+        self.pooler: OwnPgBouncer | None = None
+        self.behind = self
 
     def __repr__(self) -> str:
         return f"<{self.kind} {self.version}: {self.url}>"
@@ -72,7 +77,10 @@ class _SQLite:
 
 
 class _Server:
-    """A database server on which we may create databases."""
+    """A database server on which we may create databases.
+
+    :param own: ours, which is started where it has been stopped, and ends with us.
+    """
 
     def __init__(self, kind: str, url: URL, origin: str, own: OwnServer | None = None) -> None:
         self.kind = kind
@@ -160,8 +168,48 @@ def _first_that_answers(kind: str, urls: list[str]) -> tuple[_Server | None, lis
     return None, complaints
 
 
-def _find_postgresql() -> Backend[JournalDatabase]:
-    given = address("postgresql")
+class _Pooled:
+    """A PostgreSQL behind a PgBouncer of our own, which gives nobody a session."""
+
+    def __init__(self, server: _Server) -> None:
+        self._pooler = OwnPgBouncer(server.url.render_as_string(hide_password=False))
+        self._pooler.start()
+        self._server = server
+        version = subprocess.run([self._pooler.program, "--version"], capture_output=True, text=True, check=True).stdout
+        self.version = version.splitlines()[0]
+        self.where = f"127.0.0.1:{self._pooler.port} (our own)"
+
+    @contextmanager
+    def lend(self, folder: Path) -> Iterator[JournalDatabase]:
+        self._pooler.start()
+        with self._server.lend(folder) as behind:
+            there = make_url(behind.url)
+            url = make_url(self._pooler.url).set(database=there.database)
+            database = JournalDatabase("postgresql", url.render_as_string(hide_password=False), self.version)
+            database.pooler, database.behind = self._pooler, behind
+            try:
+                yield database
+            finally:
+                database.dispose()
+
+    def close(self) -> None:
+        self._pooler.remove()
+
+
+def _find_pgbouncer() -> Backend[JournalDatabase]:
+    server = _find_postgresql()
+    try:
+        return _Pooled(server)
+    except ServerFailed as error:
+        raise Missing(f"{error} (apt-get install pgbouncer)") from error
+
+
+def _find_postgresql() -> _Server:
+    return _look_for_postgresql(address("postgresql"))
+
+
+@functools.cache
+def _look_for_postgresql(given: str | None) -> _Server:
     urls = [
         "postgresql+psycopg://postgres@127.0.0.1:5432/postgres?connect_timeout=3",
         "postgresql+psycopg:///postgres?host=/var/run/postgresql&connect_timeout=3",
@@ -189,7 +237,7 @@ def _find_mysql() -> Backend[JournalDatabase]:
     return _our_own("mysql", OwnMariaDB, f"{complaints[-1]} (set DURABLE_TEST_MYSQL_URL)")
 
 
-def _our_own(kind: str, make: Callable[[], OwnPostgreSQL | OwnMariaDB], why: str) -> Backend[JournalDatabase]:
+def _our_own(kind: str, make: Callable[[], OwnPostgreSQL | OwnMariaDB], why: str) -> _Server:
     try:
         own = make()
         own.start()
@@ -203,4 +251,5 @@ FINDERS: dict[str, Callable[[], Backend[JournalDatabase]]] = {
     "sqlite": _SQLite,
     "postgresql": _find_postgresql,
     "mysql": _find_mysql,
+    "pgbouncer": _find_pgbouncer,
 }

@@ -11,13 +11,24 @@ import pytest
 import sqlalchemy as sa
 from celery.exceptions import Ignore
 
+from celery_durable.messaging import capture
 from celery_durable.store.records import FINAL_STATES
 from celery_durable.store.recovery import Claims
 from celery_durable.store.tables import executions, journal, promises
 
 from .lab import Lab
 
-__all__ = ["Delivery", "Left", "elapse", "hand_over"]
+__all__ = ["FIRST", "Delivery", "Left", "elapse", "hand_over"]
+
+#: More of what a message says that RabbitMQ or Redis delivers for the first time.
+FIRST: dict[str, Any] = {
+    "delivery_info": {"exchange": "", "routing_key": "celery", "redelivered": False},
+    "durable_raw": (
+        "application/json",
+        "utf-8",
+        '[[], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]',
+    ),
+}
 
 
 class Left(Exception):
@@ -29,23 +40,27 @@ def hand_over(task: Any, id: str, *args: Any, **request: Any) -> Any:  # noqa: A
 
     :param request: more of what the message says.
     """
-    task.push_request(
-        id=id,
-        task=task.name,
-        args=args,
-        kwargs={},
-        retries=0,
-        is_eager=False,
-        called_directly=False,
-        delivery_info={"exchange": "", "routing_key": "celery"},
-        properties={},
-        hostname="test",
-        **request,
-    )
+    usual = {
+        "id": id,
+        "task": task.name,
+        "args": args,
+        "kwargs": {},
+        "retries": 0,
+        "is_eager": False,
+        "called_directly": False,
+        "delivery_info": {"exchange": "", "routing_key": "celery"},
+        "properties": {},
+        "hostname": "test",
+    }
+    task.push_request(**(usual | request))
     try:
         return task(*args)
     finally:
         task.pop_request()
+        # Celery would store the value now, and what it publishes because of it would be held back no longer.
+        held = capture.here()
+        if held is not None:
+            capture.end(held)
 
 
 class Delivery:

@@ -18,11 +18,12 @@ import sqlalchemy as sa
 from celery import Celery, states
 
 from celery_durable import DurableTask, execution_parked
-from celery_durable.lease import Keeper
 from celery_durable.runtime import Runtime
+from celery_durable.runtime.leases import Keeper
 from celery_durable.store import Operations
 from celery_durable.store.migrations import upgrade
 from celery_durable.store.records import Doubt, EntryKind, Execution, Journaled, PayloadKind, State, StoredPayload
+from celery_durable.store.rows import reason_text
 from celery_durable.store.tables import executions, journal
 
 from .ledger import Ledger
@@ -138,7 +139,12 @@ class Lab:
 
     def reason(self, id: str = "one") -> str:  # noqa: A002
         stored = self.operations.payload(self.execution(id).pk, PayloadKind.REASON)
-        return "" if stored is None else stored.data.decode()
+        return "" if stored is None else reason_text(stored)
+
+    def details(self, id: str = "one") -> str:  # noqa: A002
+        """Why it was parked, with the values that nobody is shown unasked."""
+        stored = self.operations.payload(self.execution(id).pk, PayloadKind.REASON)
+        return "" if stored is None else reason_text(stored, reveal=True)
 
     def rows(self, id: str = "one", generation: int | None = None) -> list[Journaled]:  # noqa: A002
         """The journal of a generation; the present one by default."""
@@ -146,9 +152,11 @@ class Lab:
         return self.operations.entries(execution.pk, generation or execution.generation)
 
     def entries(self, id: str = "one", generation: int | None = None) -> list[str]:  # noqa: A002
-        """The same in words: ``"0 RESULT name"``."""
+        """The same in words: ``"0 RESULT name"``. Whose beginning a rerun shares is left out."""
         found = []
         for row in self.rows(id, generation):
+            if row.kind == EntryKind.SHARED:
+                continue
             place = f"{row.scope}/{row.position}" if row.scope else str(row.position)
             found.append(f"{place} {EntryKind(row.kind).name} {row.name}")
         return found
@@ -194,7 +202,7 @@ class Lab:
 
 def quiet_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
     """No heartbeat: its threads would outlive the test, one for every app."""
-    monkeypatch.setattr(Keeper, "_start", lambda self: None)
+    monkeypatch.setattr(Keeper, "tend", lambda self: None)
 
 
 def readable(message: str) -> str:

@@ -14,7 +14,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-__all__ = ["OwnMariaDB", "OwnPostgreSQL", "OwnRedis", "OwnServer", "ServerFailed"]
+from sqlalchemy.engine import make_url
+
+__all__ = ["OwnMariaDB", "OwnPgBouncer", "OwnPostgreSQL", "OwnRedis", "OwnServer", "ServerFailed"]
 
 #: How long a server may take to start or stop, in seconds.
 _PATIENCE = 30.0
@@ -37,6 +39,15 @@ def accepts(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1.0)
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def find_program(name: str) -> str:
+    """Where a program of the machine's is."""
+    # Debian's place of servers is not on everybody's path.
+    found = shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin")))
+    if found is None:
+        raise ServerFailed(f"no {name} on the path")
+    return found
 
 
 class OwnServer:
@@ -218,17 +229,9 @@ class OwnMariaDB(OwnServer):
     """A MariaDB that may lose its data in a power failure: the programs of the machine, which no package brings."""
 
     def __init__(self) -> None:
-        self.server, self._installer = (self._find(name) for name in ("mariadbd", "mariadb-install-db"))
+        self.server, self._installer = (find_program(name) for name in ("mariadbd", "mariadb-install-db"))
         super().__init__("mariadb")
         self._initialise()
-
-    @staticmethod
-    def _find(name: str) -> str:
-        # Debian's place of servers is not on everybody's path.
-        found = shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin")))
-        if found is None:
-            raise ServerFailed(f"no {name} on the path")
-        return found
 
     @property
     def _data(self) -> list[str]:
@@ -263,3 +266,46 @@ class OwnMariaDB(OwnServer):
     def url(self) -> str:
         """For SQLAlchemy."""
         return f"mysql+pymysql://root@127.0.0.1:{self.port}/?charset=utf8mb4"
+
+
+class OwnPgBouncer(OwnServer):
+    """A PgBouncer in transaction mode: the program of the machine, which no package brings.
+
+    :param target: of the PostgreSQL behind it, for SQLAlchemy.
+    :param size: sessions of the server, for each database.
+    :param tolerates: parameters at the start of a session that it drops; the others it refuses.
+    """
+
+    def __init__(self, target: str, *, size: int = 4, tolerates: str = "extra_float_digits") -> None:
+        import pwd
+
+        self.program = find_program("pgbouncer")
+        super().__init__("pgbouncer")
+        self._target = make_url(target)
+        self._size = size
+        self._tolerates = tolerates
+        if os.geteuid() == 0:
+            # It refuses to run as root.
+            self.user = pwd.getpwnam("nobody").pw_uid
+            os.chown(self.folder, self.user, -1)
+
+    @property
+    def url(self) -> str:
+        """For SQLAlchemy."""
+        here = self._target.set(host="127.0.0.1", port=self.port).difference_update_query(["host"])
+        return here.render_as_string(hide_password=False)
+
+    def command(self) -> Sequence[str | Path]:
+        to = self._target
+        host = to.host or to.query.get("host") or "/var/run/postgresql"
+        secret = f" password={to.password}" if to.password else ""
+        configuration = self.folder / "pgbouncer.ini"
+        configuration.write_text(
+            "[databases]\n"
+            f"* = host={host} port={to.port or 5432} user={to.username}{secret}\n"
+            "[pgbouncer]\n"
+            f"listen_addr = 127.0.0.1\nlisten_port = {self.port}\nunix_socket_dir =\n"
+            f"auth_type = any\npool_mode = transaction\ndefault_pool_size = {self._size}\nmax_client_conn = 500\n"
+            f"ignore_startup_parameters = {self._tolerates}\n"
+        )
+        return [self.program, configuration]

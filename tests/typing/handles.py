@@ -10,17 +10,8 @@ from celery.result import AsyncResult, EagerResult
 from typing_extensions import assert_type
 
 import celery_durable
-from celery_durable import (
-    DurableTask,
-    Effect,
-    ExecutionHandle,
-    ExecutionStatus,
-    State,
-    StepInfo,
-    StepOutcome,
-    get,
-)
-from celery_durable.signature import DurableSignature
+from celery_durable import DurableTask, Effect, ExecutionHandle, ExecutionStatus, State, StepInfo, StepOutcome, get
+from celery_durable.messaging.signature import DurableSignature
 
 app = Celery("shop", task_cls=DurableTask)
 

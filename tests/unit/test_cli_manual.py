@@ -10,7 +10,7 @@ import pytest
 
 from celery_durable.cli import durable
 from celery_durable.cli.rendering import STATE_STYLES
-from celery_durable.timeline import StepOutcome
+from celery_durable.journal.timeline import StepOutcome
 
 PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
 #: Whatever stands as code in the first cell of a table.

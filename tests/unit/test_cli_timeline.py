@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from celery_durable.codec import Codec
+from celery_durable.journal.timeline import RecordedStep, place_key, read
 from celery_durable.store.records import EffectCode, EntryKind, Journaled, State
-from celery_durable.timeline import Step, place_key, read
 
 K = EntryKind
 CODEC = Codec()
@@ -27,7 +27,7 @@ def row(
     return Journaled(**{**fields, **more})
 
 
-def step(*kinds: EntryKind, state: State | None = State.AMBIGUOUS, audit: Any = None) -> Step:
+def step(*kinds: EntryKind, state: State | None = State.AMBIGUOUS, audit: Any = None) -> RecordedStep:
     said = audit or {"reason": "an intent without a result", "decision": "fail"}
     rows = [row(kind, entry=n, value=said if kind is K.AUDIT else 1) for n, kind in enumerate(kinds)]
     [found] = read(rows, CODEC, state).steps
@@ -55,6 +55,26 @@ def step(*kinds: EntryKind, state: State | None = State.AMBIGUOUS, audit: Any = 
 )
 def test_what_became_of_a_step(kinds: tuple[EntryKind, ...], state: State | None, outcome: str):
     assert step(*kinds, state=state).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("kinds", "state", "outcome"),
+    [
+        ((K.INTENT,), State.RUNNING, "trying"),
+        ((K.INTENT,), State.PENDING, "begun"),
+        ((K.INTENT, K.ATTEMPT, K.INTENT), State.QUARANTINED, "begun"),
+        ((K.INTENT,), State.CANCELLED, "begun"),
+        ((K.INTENT,), None, "begun"),
+        ((K.INTENT, K.ATTEMPT), State.SUSPENDED, "retrying"),
+        ((K.INTENT, K.RESULT), State.RUNNING, "done"),
+    ],
+)
+def test_what_became_of_a_step_that_may_be_repeated(
+    kinds: tuple[EntryKind, ...], state: State | None, outcome: str
+) -> None:
+    rows = [row(kind, entry=n, value=1, effect=int(EffectCode.AT_LEAST_ONCE), key=None) for n, kind in enumerate(kinds)]
+    [found] = read(rows, CODEC, state).steps
+    assert (found.outcome, found.doubt) == (outcome, None)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 from celery_durable import step
 from celery_durable.cli.values import DoesNotFit, plain, typed
 from celery_durable.codec import Codec
-from celery_durable.step import return_types
+from celery_durable.steps.decorator import return_types
 
 
 class Colour(enum.Enum):

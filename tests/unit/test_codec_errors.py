@@ -10,13 +10,7 @@ from typing import Any
 import pytest
 
 from celery_durable.codec import Codec
-from celery_durable.errors import (
-    AmbiguousEffect,
-    ErrorPlaceholder,
-    JournalCorrupted,
-    PayloadTooLarge,
-    ReplayDivergence,
-)
+from celery_durable.errors import AmbiguousEffect, ErrorPlaceholder, JournalCorrupted, PayloadTooLarge, ReplayDivergence
 
 
 class Declined(Exception):
@@ -255,7 +249,7 @@ def test_impossible_limit_is_told() -> None:
 
 def test_a_value_is_no_error() -> None:
     codec = Codec()
-    with pytest.raises(JournalCorrupted, match="holds a int where an error"):
+    with pytest.raises(JournalCorrupted, match="it holds a int instead of an error"):
         codec.decode_error(*codec.encode(1))
 
 

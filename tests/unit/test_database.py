@@ -69,8 +69,8 @@ NO_DRIVER = (
 )
 
 ASYNCIO = (
-    "[CD001] durable_database_url: {!r} is a driver for asyncio. The journal needs one that is not, also for async "
-    "tasks: 'postgresql+psycopg://...', 'mysql+pymysql://...' or 'sqlite:///file.db'."
+    "[CD001] durable_database_url: {!r} is an asyncio driver. The journal needs a synchronous one, for async tasks "
+    "too: 'postgresql+psycopg://...', 'mysql+pymysql://...' or 'sqlite:///file.db'."
 )
 
 
@@ -227,7 +227,7 @@ def test_work_that_the_database_dropped_is_tried_again(journal: Database, failur
 @pytest.mark.parametrize("method", ["read", "write"])
 @pytest.mark.parametrize(
     "failure",
-    [ValueError("a bug"), lost(kind=exc.ProgrammingError), lost(kind=exc.IntegrityError), SchemaError("no tables")],
+    [ValueError("a bug"), lost(kind=exc.DataError), lost(kind=exc.IntegrityError), SchemaError("no tables")],
     ids=lambda failure: type(failure).__name__,
 )
 def test_what_a_second_try_cannot_cure_is_told_at_once(journal: Database, failure: Exception, method: str):
@@ -240,6 +240,19 @@ def test_what_a_second_try_cannot_cure_is_told_at_once(journal: Database, failur
     with pytest.raises(type(failure)) as caught:
         getattr(journal, method)(work)
     assert caught.value is failure
+    assert len(tries) == 1
+
+
+@pytest.mark.parametrize("method", ["read", "write"])
+def test_a_refusal_is_told_at_once_and_is_no_error_of_the_user_s(journal: Database, method: str):
+    tries = []
+
+    def work(connection: sa.Connection) -> None:
+        tries.append(1)
+        raise lost(kind=exc.ProgrammingError)
+
+    with pytest.raises(JournalUnavailable, match="refuses a statement"):
+        getattr(journal, method)(work)
     assert len(tries) == 1
 
 

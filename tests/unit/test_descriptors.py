@@ -81,8 +81,8 @@ def test_what_only_costs_is_skipped_by_default() -> None:
 
 
 ASSUMED = (
-    "step 'send' returns {}, but under OnAmbiguous.SKIP a crash leaves no value to return. Give assumed=<the value to "
-    "go on with>, or choose OnAmbiguous.RERUN, OnAmbiguous.FAIL or a reconcile callable."
+    "step 'send' returns {}, but under OnAmbiguous.SKIP a crash leaves no value to return. Give assumed=<the value "
+    "to continue with>, or choose OnAmbiguous.RERUN, OnAmbiguous.FAIL or a reconcile callable."
 )
 
 
@@ -157,7 +157,7 @@ GUARD = guarded(Intent.CUSTOM, on_ambiguous=FAIL)
         ),
         (lambda: step(int), "@step decorates a function, not <class 'int'>."),
         (lambda: step("charge"), "@step decorates a function, not 'charge'."),  # type: ignore[call-overload]
-        (lambda: Retry(max_attempts=0), "Retry(max_attempts=0): there is at least one try."),
+        (lambda: Retry(max_attempts=0), "Retry(max_attempts=0): at least one try is needed."),
         (lambda: Retry(backoff=-1), "Retry: backoff= and max_backoff= are seconds, 0 or more."),
         (lambda: Retry(max_backoff=-1), "Retry: backoff= and max_backoff= are seconds, 0 or more."),
         (

@@ -22,7 +22,13 @@ CELERY = tuple(int(part) for part in celery.__version__.split(".")[:2])
 REDIS = "redis://nowhere:1/0"
 
 
-def configured(name: str | None = "shop", task: dict[str, Any] | None = None, **settings: Any) -> Celery:
+def _nothing() -> None:
+    """A task that is not durable."""
+
+
+def configured(
+    name: str | None = "shop", task: dict[str, Any] | None = None, plain: dict[str, Any] | None = None, **settings: Any
+) -> Celery:
     given = {"broker_url": REDIS, "result_backend": REDIS, "durable_database_url": "postgresql+psycopg://db/shop"}
     app = Celery(name, set_as_current=False)
     app.conf.update({**given, **settings})
@@ -31,7 +37,13 @@ def configured(name: str | None = "shop", task: dict[str, Any] | None = None, **
     def job() -> None:
         pass
 
+    if plain is not None:
+        app.task(name="plain", shared=False, **plain)(_nothing)
     app.finalize()
+    # Celery gives every application what others of this process, such as other tests', share.
+    for name in app.tasks.keys() - {"job", "plain"}:
+        if not name.startswith(("celery.", "celery_durable.")):
+            del app.tasks[name]
     return app
 
 
@@ -47,9 +59,9 @@ PRIORITY = {"priority": 5}
 TRIPS: dict[str, tuple[list[tuple[dict[str, Any], str]], list[dict[str, Any]]]] = {
     "CD911": (
         [
-            ({"durable_lease_timeout": 4.9}, "computes hard"),
+            ({"durable_lease_timeout": 4.9}, "CPU-bound"),
             ({"durable_ack_timeout": 16}, "more than half"),
-            ({"durable_recovery_interval": 31}, "late by so much"),
+            ({"durable_recovery_interval": 31}, "late by as much"),
         ],
         [{"durable_lease_timeout": 5}, {"durable_ack_timeout": 15}, {"durable_recovery_interval": 30}],
     ),
@@ -60,6 +72,7 @@ TRIPS: dict[str, tuple[list[tuple[dict[str, Any], str]], list[dict[str, Any]]]] 
     "CD913": (
         [
             ({"durable_serializer": "pickle"}, "the journal can run code"),
+            ({"durable_accept_serializers": ["pickle"]}, "durable_accept_serializers has 'pickle'"),
             ({"accept_content": ["json", "pickle"]}, "the broker can run code"),
             ({"accept_content": ["application/x-python-serialize"]}, "the broker can run code"),
         ],
@@ -82,11 +95,15 @@ TRIPS: dict[str, tuple[list[tuple[dict[str, Any], str]], list[dict[str, Any]]]] 
         ],
         [{}, {"durable_silence": ["CD901", "CD916", "CD947"]}],
     ),
+    "CD917": (
+        [({"durable_modules": ["no_such_module_xyz"]}, "importing 'no_such_module_xyz' failed")],
+        [{}, {"durable_modules": ["json.tool"]}],
+    ),
     "CD922": (
         [
-            ({"task_time_limit": 5}, "instead of coming back"),
-            ({"task": {"time_limit": 4}}, "job: the hard time limit is within"),
-            ({"task_time_limit": 60, "task_soft_time_limit": 60}, "no shorter"),
+            ({"task_time_limit": 5}, "instead of being delivered again"),
+            ({"task": {"time_limit": 4}}, "job: the hard time limit is not longer than"),
+            ({"task_time_limit": 60, "task_soft_time_limit": 60}, "not shorter"),
         ],
         [{}, {"task_time_limit": 60, "task_soft_time_limit": 50}, {"task_soft_time_limit": 3}],
     ),
@@ -98,10 +115,22 @@ TRIPS: dict[str, tuple[list[tuple[dict[str, Any], str]], list[dict[str, Any]]]] 
                 {"broker_transport_options": {"visibility_timeout": 30}},
                 "(30 s) is not longer than durable_lease_timeout",
             ),
-            ({"task_time_limit": 4000}, "may run for 4000 s, longer than visibility_timeout (3600 s)"),
-            ({"broker_url": "sqs://", "task": {"time_limit": 1801}}, "longer than visibility_timeout (1800 s)"),
+            (
+                {"plain": {"acks_late": True, "time_limit": 4000}},
+                "not durable may run for 4000 s, longer than visibility_timeout (3600 s)",
+            ),
+            (
+                {"broker_url": "sqs://", "plain": {"acks_late": True, "time_limit": 1801}},
+                "longer than visibility_timeout (1800 s)",
+            ),
         ],
-        [{}, {"task_time_limit": 3600}, {"task_time_limit": 4000, **AMQP}],
+        [
+            {},
+            {"task_time_limit": 4000},
+            {"broker_transport_options": {"visibility_timeout": 120}, "task": {"time_limit": 3000}},
+            {"plain": {"time_limit": 4000}},
+            {"plain": {"acks_late": True, "time_limit": 4000}, **AMQP},
+        ],
     ),
     "CD927": (
         [
@@ -113,7 +142,7 @@ TRIPS: dict[str, tuple[list[tuple[dict[str, Any], str]], list[dict[str, Any]]]] 
     ),
     "CD928": (
         [
-            ({"task_default_priority": 3}, "there are priorities, but Redis"),
+            ({"task_default_priority": 3}, "there are priorities, but by default Redis"),
             ({"task": PRIORITY}, "job: there are priorities"),
             ({"task": PRIORITY, **AMQP}, "RabbitMQ"),
             ({"task": PRIORITY, **AMQP, "task_queues": [Queue("a")]}, "RabbitMQ"),
@@ -126,7 +155,7 @@ TRIPS: dict[str, tuple[list[tuple[dict[str, Any], str]], list[dict[str, Any]]]] 
             {"task": PRIORITY, **AMQP, "task_queues": [Queue("a", max_priority=3)]},
         ],
     ),
-    "CD929": ([({"task_always_eager": True}, "nobody recovers")], [{}]),
+    "CD929": ([({"task_always_eager": True}, "nothing recovers")], [{}]),
     "CD931": (
         [({"result_backend": None}, "no result backend"), ({"result_backend": "rpc://"}, "rpc://")],
         [{}, {"result_backend": "db+sqlite:///x.db"}, {"result_backend": None, "task_ignore_result": True}],
@@ -149,7 +178,7 @@ TRIPS: dict[str, tuple[list[tuple[dict[str, Any], str]], list[dict[str, Any]]]] 
 def test_what_deserves_it_is_told(code: str, settings: dict[str, Any], words: str) -> None:
     [finding] = told(configured(**settings), code)
     assert words in finding.text
-    assert finding.severity is Severity.WARNING
+    assert finding.severity is (Severity.ERROR if code == "CD917" else Severity.WARNING)
     assert finding.cure
 
 
@@ -222,7 +251,7 @@ def test_a_worker_logs_each_finding_once_with_its_code(caplog: pytest.LogCapture
         doctor.warn_at_start(app)
     [record] = caplog.records
     assert record.getMessage().startswith("[CD923] worker_prefetch_multiplier is 0: ")
-    assert record.getMessage().endswith("(celery durable doctor; known? durable_silence = ['CD923'])")
+    assert record.getMessage().endswith("(celery durable doctor; to silence this: durable_silence = ['CD923'])")
 
 
 def test_a_check_that_fails_hinders_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,3 +296,16 @@ def test_the_file_system_is_that_of_the_nearest_mount(file: str, kind: str, tmp_
 def test_a_finding_is_immutable() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         doctor.Finding("CD900", "x", Severity.OK, "").code = "CD901"  # type: ignore[misc]
+
+
+def test_a_long_visibility_time_out_is_no_fault_and_a_short_one_is_said_to_do() -> None:
+    [check] = [check for check in doctor.checks() if check.code == "CD926"]
+
+    def text(**settings: Any) -> str:
+        [finding] = check(doctor.Patient(configured(**settings)))
+        assert finding.severity is Severity.OK
+        return finding.text
+
+    assert "a few minutes are enough" in text()
+    assert "a few minutes are enough" not in text(durable_outbox=True)
+    assert "a few minutes are enough" not in text(broker_transport_options={"visibility_timeout": 300})

@@ -9,7 +9,7 @@ import pytest
 from kombu import serialization
 
 from celery_durable.codec import Codec
-from celery_durable.envelope import body_of, build, pack, unpack
+from celery_durable.messaging.envelope import build, own_body, pack, unpack
 
 BODY = [["Zoë \N{ROCKET}"], {"key": {"__durable__": 1}}, {"callbacks": None}]
 
@@ -19,9 +19,9 @@ def test_a_body_comes_back_as_it_was_sent(serializer: str):
     content_type, encoding, data = serialization.dumps(BODY, serializer=serializer)
     raw = data if isinstance(data, bytes) else data.encode()
     codec = Codec("json", 1 << 20)
-    stored = pack(build({"id": "1"}, {}, (content_type, encoding, raw), serializer, None, {}), codec)
+    stored = pack(build({"id": "1", "task": "t"}, {}, (content_type, encoding, raw), serializer, None, {}), codec)
     envelope = unpack(stored, codec)
-    assert body_of(envelope) == BODY
+    assert own_body(envelope) == BODY
     body: Any = envelope["body"]
     assert (body.encode(encoding) if isinstance(body, str) else body) == raw
 
@@ -29,13 +29,16 @@ def test_a_body_comes_back_as_it_was_sent(serializer: str):
 def test_text_is_stored_as_text():
     """It is what nearly all messages are, and one that bytes would make ten times dearer."""
     content_type, encoding, data = serialization.dumps([["order-42"], {}, {}], serializer="json")
-    stored = pack(build({"id": "1"}, {}, (content_type, encoding, data.encode()), "json", None, {}), Codec("json", 999))
+    stored = pack(
+        build({"id": "1", "task": "t"}, {}, (content_type, encoding, data.encode()), "json", None, {}),
+        Codec("json", 999),
+    )
     assert json.loads(json.loads(stored.data)["body"]) == [["order-42"], {}, {}]
 
 
 def test_what_only_claims_to_be_text_is_kept_as_bytes():
     codec = Codec("json", 999)
-    envelope = build({}, {}, ("application/x-odd", "utf-8", b"\xff\x00"), None, None, {})
+    envelope = build({"id": "1", "task": "t"}, {}, ("application/x-odd", "utf-8", b"\xff\x00"), None, None, {})
     assert unpack(pack(envelope, codec), codec)["body"] == b"\xff\x00"
 
 
@@ -43,6 +46,7 @@ def test_a_header_that_is_no_proper_text_is_kept():
     """Half of a surrogate pair, which no UTF-8 has."""
     codec = Codec("json", 1 << 20)
     stored = pack(
-        build({"id": "1", "odd": "\ud800"}, {}, ("application/json", "utf-8", b"[]"), "json", None, {}), codec
+        build({"id": "1", "task": "t", "odd": "\ud800"}, {}, ("application/json", "utf-8", b"[]"), "json", None, {}),
+        codec,
     )
-    assert unpack(stored, codec)["headers"] == {"id": "1", "odd": "\ud800"}
+    assert unpack(stored, codec)["headers"] == {"id": "1", "task": "t", "odd": "\ud800"}

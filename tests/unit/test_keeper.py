@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+import types
 from collections.abc import Sequence
 from typing import Any
 
-from celery_durable.lease import Keeper
+import pytest
+
+from celery_durable.runtime.leases import Keeper
 
 
 class SlowOwnership:
@@ -38,6 +41,25 @@ def test_a_process_that_ends_waits_for_the_mark_that_its_heartbeat_is_at() -> No
     closing.join(30)
     assert not closing.is_alive()
     assert slow.marked == [7]
+
+
+@pytest.mark.parametrize(("lease_timeout", "longest"), [(2.0, 2.0 / 3), (60.0, 5.0)])
+def test_what_a_run_left_in_an_outage_is_tried_well_within_a_lease(lease_timeout: float, longest: float) -> None:
+    """Recovery gives an owner one lease to come back; then it finds a step in doubt that is in somebody's hands."""
+    keeper = Keeper(Any, lease_timeout=lease_timeout, lifeline=NoLifeline())  # type: ignore[arg-type]
+    keeper.end()  # no heartbeat: the test looks by itself
+    away = types.SimpleNamespace(settle=lambda buffer: False)
+    buffer = types.SimpleNamespace(fence=types.SimpleNamespace(pk=1))
+    keeper.abandon(buffer, away, lambda: None)  # type: ignore[arg-type]
+    [left] = keeper._abandoned
+    pauses = []
+    for _ in range(8):
+        left.due = 0.0
+        pauses.append(left._pause)
+        keeper._retire()
+        assert left.due > 0
+    assert pauses[0] == 0.5
+    assert max(pauses) == longest
 
 
 class NoLifeline:

@@ -10,8 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from celery_durable import JournalCorrupted
-from celery_durable.packing import LARGEST, MOST, is_packable, pack, packed, unpack
-from celery_durable.replay import ReplayCursor
+from celery_durable.journal.cursor import ReplayCursor
+from celery_durable.journal.packing import LARGEST, MOST, is_packable, pack, packed, unpack
 from celery_durable.store.records import Batch, EffectCode, Entry, EntryKind, Fence, Journaled, StoredPayload
 
 FENCE = Fence(7, 3)
@@ -83,7 +83,7 @@ def batches(draw: st.DataObject, entries: list[Entry]) -> list[Batch]:
     """The same in several commits, packed."""
     cuts = sorted(draw.draw(st.lists(st.integers(0, len(entries)), max_size=4)))
     parts = [entries[a:b] for a, b in zip([0, *cuts], [*cuts, len(entries)], strict=True)]
-    return [packed(Batch(FENCE, GENERATION, tuple(part), len(part), appended=len(part))) for part in parts]
+    return [packed(Batch(FENCE, GENERATION, tuple(part), len(part), last=len(part))) for part in parts]
 
 
 @given(st.data(), st.integers(1, 12))
@@ -99,7 +99,7 @@ def test_what_was_packed_is_what_is_unpacked(data: st.DataObject, count: int) ->
 def test_nothing_is_lost_in_packs_and_nothing_else_is_packed(data: st.DataObject, entries: list[Entry]) -> None:
     found: list[Journaled] = []
     for batch in batches(data, entries):
-        assert (batch.steps, batch.fence) == (batch.appended, FENCE)
+        assert (batch.steps, batch.fence) == (batch.last, FENCE)
         for entry in batch.entries:
             if entry.kind is not EntryKind.CHECKPOINT:
                 found.append(stored(entry))
@@ -159,13 +159,13 @@ def test_a_long_run_becomes_several_packs_of_a_hundred() -> None:
         Entry("", n, 0, EntryKind.RESULT, EffectCode.IDEMPOTENT, "s", b"f" * 32, payload=StoredPayload(17, b"%d" % n))
         for n in range(230)
     ]
-    batch = packed(Batch(FENCE, GENERATION, tuple(entries), 230, appended=230))
+    batch = packed(Batch(FENCE, GENERATION, tuple(entries), 230, last=230))
     assert [(entry.position, len(unpack(stored(entry)))) for entry in batch.entries] == [
         (0, 100),
         (100, 100),
         (200, 30),
     ]
-    assert (batch.steps, batch.appended) == (230, 230)
+    assert (batch.steps, batch.last) == (230, 230)
 
 
 def test_a_pack_is_closed_before_it_grows_large() -> None:
@@ -225,5 +225,5 @@ def test_a_cut_pack_is_noticed(data: st.DataObject) -> None:
 @pytest.mark.parametrize("change", [{"payload": None}, {"codec": 17}, {"codec": None}])
 def test_a_row_that_is_no_pack_is_a_clear_error(change: dict[str, Any]) -> None:
     step = Entry("", 0, 0, EntryKind.RESULT, EffectCode.IDEMPOTENT, "s", b"f" * 32, payload=StoredPayload(17, b"1"))
-    with pytest.raises(JournalCorrupted, match="it is no pack of a form that this version knows"):
+    with pytest.raises(JournalCorrupted, match="it is not a pack in a form that this version knows"):
         unpack(stored(pack([step]))._replace(**change))

@@ -26,6 +26,7 @@ from celery_durable import (
     step,
 )
 from celery_durable.runtime import Runtime
+from tests.support.delivery import FIRST, hand_over
 
 
 @step(effect=guarded(Intent.MONEY_MOVING, on_ambiguous=OnAmbiguous.RERUN))
@@ -78,6 +79,7 @@ def break_journal(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
         raise JournalUnavailable("the database is away.")
 
     monkeypatch.setattr(Runtime.of(app).ownership, "open", unavailable)
+    monkeypatch.setattr(Runtime.of(app), "marks_redelivery", True)
 
 
 def test_a_task_called_directly_gives_its_steps_a_handle_with_a_key_of_this_call(app: Celery) -> None:
@@ -102,7 +104,7 @@ def test_a_run_without_the_journal_hands_out_the_keys_of_a_durable_one(
     pay = task(app)
     durable = pay.apply((5,), task_id="one").get()
     break_journal(app, monkeypatch)
-    assert pay.apply((5,), task_id="one").get() == durable
+    assert hand_over(pay, "one", 5, **FIRST) == durable
     assert len(set(durable)) == 5
 
 
@@ -110,7 +112,7 @@ def test_an_async_run_without_the_journal_does_so_too(app: Celery, monkeypatch: 
     pay = async_task(app)
     durable = pay.apply((5,), task_id="one").get()
     break_journal(app, monkeypatch)
-    assert pay.apply((5,), task_id="one").get() == durable
+    assert hand_over(pay, "one", 5, **FIRST) == durable
 
 
 def run_body(app: Celery, body: Callable[[DurableContext], Any], how: str, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -123,7 +125,7 @@ def run_body(app: Celery, body: Callable[[DurableContext], Any], how: str, monke
     if how == "directly":
         return work()
     break_journal(app, monkeypatch)
-    return work.apply().get()
+    return hand_over(work, "one", **FIRST)
 
 
 @pytest.mark.parametrize("how", ["directly", "degraded"])

@@ -5,6 +5,7 @@ Small words are actions (``flush``: everything so far is committed under the lea
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -21,10 +22,11 @@ from celery_durable import (
     Retry,
     StepDescriptor,
 )
-from celery_durable.actions import Ask, Call, Claim, Flush, Outcome, Pause, StepCall
 from celery_durable.codec import Codec
 from celery_durable.effects import Verdict
-from celery_durable.protocol import perform
+from celery_durable.steps.actions import Ask, Claim, Decision, Flush, Operate, Outcome, Pause
+from celery_durable.steps.call import StepCall
+from celery_durable.steps.protocol import perform
 from celery_durable.store.records import EffectCode, Entry, EntryKind, Journaled, StoredPayload
 
 CODEC = Codec()
@@ -51,9 +53,15 @@ POLICIES: dict[str, tuple[Any, Any]] = {
 def descriptor(policy: str, **options: Any) -> StepDescriptor:
     if policy == "plain":
         return StepDescriptor("charge", retry=options.get("retry"))
+    if policy == "undoable":
+        return StepDescriptor("charge", retry=options.get("retry"), compensate=print)
     chosen = POLICIES[policy][0]
     assumed = {"assumed": "assumed"} if policy == "SKIP" else {}
     return StepDescriptor.guarded("charge", Intent.MONEY_MOVING, on_ambiguous=chosen, **assumed, **options)
+
+
+#: What each action is called in the log.
+WORDS = {Ask: "ask", Claim: "claim", Flush: "flush", Operate: "call", Pause: "pause"}
 
 
 class Stage:
@@ -64,14 +72,17 @@ class Stage:
     """
 
     execution_id = "one"
+    previews = True
 
-    def __init__(self, answers: list[Any], says: Any = None) -> None:
+    def __init__(self, answers: list[Any], says: Any = None, *, is_undone: bool = False) -> None:
         self.answers = answers
+        self.is_undone = is_undone
         self.says = says
         self.log: list[str] = []
         #: Try numbers that the operation saw.
         self.tries: list[int] = []
         self.doubts: list[str | None] = []
+        self.decisions: list[str] = []
         self.entries: list[Entry] = []
 
     # -- what the rules need ------------------------------------------------------------------------------------
@@ -104,13 +115,19 @@ class Stage:
         assert isinstance(error, Exception)
         return error
 
-    def note_error(self, call: StepCall, entry: Entry, doubt: str | None = None) -> None:
+    def note_error(self, entry: Entry, doubt: str | None = None) -> None:
         self.doubts.append(doubt)
 
-    def earlier(self, call: StepCall) -> None:
+    def cannot_tell(self, entry: Entry, doubt: str) -> None:
+        self.doubts.append(doubt)
+
+    def decided(self, call: StepCall, decision: Decision) -> None:
+        self.decisions.append(decision.decision)
+
+    def earlier(self, key: bytes, name: str, fingerprint: bytes) -> None:
         return None
 
-    def conflicting(self, call: StepCall) -> None:
+    def conflicting(self, name: str, *, named: bool) -> None:
         return None
 
     def must_park(self, error: GuardConflict) -> None:
@@ -125,10 +142,10 @@ class Stage:
         try:
             while True:
                 action = rules.send(answer)
-                self.log.append(type(action).__name__.lower())
+                self.log.append(WORDS[type(action)])
                 answer = None
-                if isinstance(action, Call):
-                    assert action.guarded is (step.guard is not None)
+                if isinstance(action, Operate):
+                    assert action.leased is step._announced
                     self.tries.append(action.handle.attempt)
                     result = self.answers.pop(0)
                     answer = (None, result) if isinstance(result, Exception) else (result, None)
@@ -173,7 +190,7 @@ def word(outcome: Outcome) -> str:
 
 def play(policy: str, *kinds: str, answers: list[Any] | None = None, **options: Any) -> tuple[str, str, Stage]:
     stage = Stage(["live"] if answers is None else answers, POLICIES.get(policy, (None, None))[1])
-    outcome = stage.play(descriptor(policy, **options), history(*kinds, guarded=policy != "plain"))
+    outcome = stage.play(descriptor(policy, **options), history(*kinds, guarded=policy in POLICIES))
     return " ".join(stage.log), word(outcome), stage
 
 
@@ -206,6 +223,20 @@ def test_so_is_a_plain_step(kinds: str, outcome: str) -> None:
     assert play("plain", *kinds.split())[:2] == ("", outcome)
 
 
+@pytest.mark.parametrize(
+    ("kinds", "outcome"),
+    [
+        ("INTENT RESULT", "replayed stored"),
+        ("INTENT ATTEMPT INTENT RESULT", "replayed stored"),
+        ("RESULT", "replayed stored"),  # of a body that could not undo it
+        ("INTENT ATTEMPT ERROR", "replayed ValueError"),
+        ("INTENT LOST", "replayed ResultLost"),
+    ],
+)
+def test_so_is_a_step_that_can_be_undone(kinds: str, outcome: str) -> None:
+    assert play("undoable", *kinds.split())[:2] == ("", outcome)
+
+
 # -- what begins ------------------------------------------------------------------------------------------------
 
 
@@ -233,6 +264,27 @@ def test_a_guarded_operation_runs_behind_a_committed_intent_and_its_result_is_co
 def test_a_plain_operation_just_runs_and_nobody_waits_for_its_result() -> None:
     assert play("plain")[:2] == ("call RESULT", "live")
     assert play("plain", "ATTEMPT")[2].tries == [2]
+
+
+#: Nobody waits for the result of what may be repeated.
+UNDOABLE = "INTENT flush call RESULT"
+
+
+@pytest.mark.parametrize(
+    ("kinds", "attempt"),
+    [("", 1), ("INTENT ATTEMPT", 2), ("INTENT ATTEMPT INTENT ATTEMPT", 3), ("INTENT RUN_AGAIN", 1)],
+)
+def test_what_can_be_undone_is_announced(kinds: str, attempt: int) -> None:
+    log, outcome, stage = play("undoable", *kinds.split())
+    assert (log, outcome, stage.tries) == (UNDOABLE, "live", [attempt])
+    assert {entry.key for entry in stage.entries} == {None}
+
+
+@pytest.mark.parametrize(("kinds", "attempt"), [("INTENT", 1), ("INTENT ATTEMPT INTENT", 2), ("INTENT AUDIT", 1)])
+@pytest.mark.parametrize("policy", ["undoable", "plain"])
+def test_what_was_announced_and_may_be_repeated_is_repeated(policy: str, kinds: str, attempt: int) -> None:
+    log, outcome, stage = play(policy, *kinds.split())
+    assert (log, outcome, stage.tries, stage.doubts) == ("call RESULT", "live", [attempt], [])
 
 
 def test_a_guarded_operation_with_a_key_of_the_application_claims_it_with_its_intent() -> None:
@@ -265,10 +317,38 @@ def test_an_intent_without_a_result_is_audited_and_left_to_the_policy(policy: st
     assert [doubt is not None for doubt in stage.doubts] == [True] * (outcome == "AmbiguousEffect")
 
 
+@pytest.mark.parametrize(
+    ("policy", "tells", "does_not"),
+    [
+        ("undoable", "call call RESULT", "call call"),
+        (
+            "RERUN",
+            "AUDIT INTENT flush call INTENT flush call RESULT flush",
+            "AUDIT INTENT flush call INTENT flush call",
+        ),
+    ],
+)
+def test_what_is_run_again_to_tell_whether_there_is_something_to_undo_does_not_tell_it_by_an_error(
+    policy: str, tells: str, does_not: str
+) -> None:
+    step = descriptor(policy, retry=Retry(2, backoff=0))
+    step = dataclasses.replace(step, compensate=print)
+    found = Stage([OSError("away"), "live"], is_undone=True)
+    assert word(found.play(step, history("INTENT", guarded=policy in POLICIES))) == "live"
+    assert [what for what in found.log if what != "pause"] == tells.split()
+    unknown = Stage([OSError("away"), OSError("away")], is_undone=True)
+    assert word(unknown.play(step, history("INTENT", guarded=policy in POLICIES))) == "OSError"
+    assert [what for what in unknown.log if what != "pause"] == does_not.split()
+    [doubt] = unknown.doubts
+    assert doubt is not None
+    assert "to find out whether there is something to undo, and raised OSError" in doubt
+
+
 # -- exceptions -------------------------------------------------------------------------------------------------
 
 RAISED = {
     "plain": ("call", "OSError"),
+    "undoable": ("INTENT flush call ATTEMPT", "OSError"),
     "RERUN": ("INTENT flush call ATTEMPT flush", "OSError"),
     "SKIP": ("INTENT flush call ATTEMPT flush", "OSError"),
     "FAIL": ("INTENT flush call", "OSError"),
@@ -302,6 +382,7 @@ TRY = "INTENT flush call ATTEMPT flush pause"
     ("policy", "log", "outcome"),
     [
         ("plain", "call ATTEMPT pause call ATTEMPT pause call RESULT", "live"),
+        ("undoable", "{0} {0} {1}".format("INTENT flush call ATTEMPT pause", UNDOABLE), "live"),
         ("RERUN", f"{TRY} {TRY} {GUARDED}", "live"),
         ("SKIP", f"{TRY} {TRY} {GUARDED}", "live"),
         ("FAIL", "INTENT flush call", "OSError"),  # a retry policy never answers lost knowledge
@@ -322,6 +403,10 @@ def test_a_retry_policy_tries_again_only_where_nothing_is_in_doubt(policy: str, 
 def test_a_guarded_operation_whose_result_cannot_be_stored_is_done(policy: str) -> None:
     log, outcome, _ = play(policy, answers=[object()])
     assert (log, outcome) == ("INTENT flush call LOST flush", "ResultLost")
+
+
+def test_so_is_one_that_can_be_undone() -> None:
+    assert play("undoable", answers=[object()])[:2] == ("INTENT flush call LOST", "ResultLost")
 
 
 def test_a_plain_one_leaves_no_trace() -> None:

@@ -47,9 +47,13 @@ def test_nothing_has_to_be_set() -> None:
         max_steps=10_000,
         max_payload_bytes=1_048_576,
         serializer="json",
+        accept_serializers=(),
+        modules=(),
+        previews=True,
         namespace="shop",
         on_divergence="restart",
         on_unavailable="raise",
+        pooler="auto",
         outbox=False,
         retention=None,
         retention_count=None,
@@ -63,11 +67,12 @@ def test_nothing_has_to_be_set() -> None:
 
 def test_everything_can_be_set() -> None:
     wanted = Settings(
-        "sqlite://", 20, 0.5, 0, 2.5, 60.0, 1, 2, 3, "pickle", "n" * 64, "park", "degrade", True, "default",
+        "sqlite://", 20, 0.5, 0, 2.5, 60.0, 1, 2, 3, "pickle", ("msgpack",), ("json.tool",), False, "n" * 64,
+        "park", "degrade", "none", True, "default",
         {"failed": 4.0}, 5, {"completed": 6}, None, 7.0, ("CD901",), ["s" * 16],
     )  # fmt: skip
     given = {PREFIX + name: value for name, value in dataclasses.asdict(wanted).items()}
-    assert len(given) == 22
+    assert len(given) == 26
     assert load(configured(**given)) == wanted
     assert wanted.lease_ms == 20_000
 
@@ -94,9 +99,16 @@ def _bad() -> list[Any]:
         "max_steps": (NOT_A_COUNT, COUNT),
         "max_payload_bytes": (NOT_A_COUNT, "it must be a number of bytes, 1 or more."),
         "serializer": ([None, "", 1], "it must be the name of a serializer, such as 'json'."),
-        "namespace": ([None, 1, "n" * 65], "it must be a text of at most 64 characters."),
+        "accept_serializers": (["json", [1], None, [""]], "it must be a list of serializers, such as ['msgpack']."),
+        "modules": (["shop", [1], None, ["a b"], ["shop."]], "it must be a list of modules, such as ['shop.models']."),
+        "previews": ([None, 1, "no"], "it must be True or False."),
+        "namespace": (
+            [None, 1, "n" * 65, "shop ", " shop", " "],
+            "it must be a text of at most 64 characters, without blanks at its ends.",
+        ),
         "on_divergence": ([None, "RESTART", "ignore", ["park"]], "it must be 'restart' or 'park'."),
         "on_unavailable": ([None, "ignore", True], "it must be 'raise' or 'degrade'."),
+        "pooler": ([None, "session", True, ["auto"]], "it must be 'auto', 'transaction' or 'none'."),
         "outbox": (["yes", 1, 0, "True"], "it must be True, False or None."),
         "outbox_using": (["", 1, True], "it must be an alias of Django's DATABASES, or None."),
         "retention": ([-1, "7d", True, [7], {"done": 3}, {"completed": -1}, {State.QUARANTINED: 3}, {3: 3}], AGES),
@@ -206,6 +218,7 @@ def test_retention_may_be_written_in_several_ways(given: Any, read: Any) -> None
 def test_an_application_without_a_name_has_the_namespace_celery() -> None:
     assert load(Celery(set_as_current=False)).namespace == "celery"
     assert load(Celery("n" * 70, set_as_current=False)).namespace == "n" * 64
+    assert load(Celery("shop ", set_as_current=False)).namespace == "shop"
 
 
 @pytest.mark.parametrize("settings", [{"durable_leas": 1}, {"durable_serializer": "jsn"}])

@@ -23,13 +23,13 @@ time.sleep(60)
 
 THREADS = {
     "heartbeat and recovery": """
-from celery_durable.threads import native_thread
+from celery_durable.common.threads import native_thread
 native_thread(lambda sleep: sleep(60), "test")
 """,
     "flush timer": """
 from celery_durable.store import Database, Journal
 from celery_durable.store.records import Entry, EntryKind, Fence
-from celery_durable.writer import ExecutionBuffer, JournalWriter
+from celery_durable.journal.writer import ExecutionBuffer, JournalWriter
 writer = JournalWriter(Journal(Database("sqlite://"), lease_ms=1000), flush_interval=60, ack_timeout=1)
 writer.append(ExecutionBuffer(Fence(1, 1), 1, 0.0), Entry("", 0, 0, EntryKind.RESULT, None, "x"))
 """,
@@ -47,7 +47,7 @@ def test_a_signal_that_the_main_thread_blocks_waits_for_it(start: str) -> None:
 def test_a_handler_runs_in_the_main_thread_at_once_and_the_masks_stay_as_they_were() -> None:
     program = """
 import os, signal, threading, time
-from celery_durable.threads import native_thread
+from celery_durable.common.threads import native_thread
 before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
 signal.signal(signal.SIGUSR1, lambda *_: print(threading.current_thread() is threading.main_thread(), flush=True))
 native_thread(lambda sleep: sleep(60), "test")
@@ -63,7 +63,7 @@ def test_a_descriptor_is_closed_at_once_under_gevent_too() -> None:
 from gevent import monkey
 monkey.patch_all()
 import gevent, os, socket
-from celery_durable.threads import close_at_once
+from celery_durable.common.threads import close_at_once
 gevent.sleep(0)  # its loop is there
 ours, theirs = socket.socketpair()
 number = os.dup(ours.fileno())

@@ -1,4 +1,4 @@
-"""What Alembic runs to migrate the journal's tables: over the connection it is handed, or offline for ``--sql``."""
+"""What Alembic runs to migrate the journal's tables: over the connection it gets, or offline for ``--sql``."""
 
 from __future__ import annotations
 

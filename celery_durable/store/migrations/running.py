@@ -16,10 +16,11 @@ from alembic.config import Config
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.pool import NullPool
 
-from ...errors import SchemaError
-from .. import migrations
-from ..database import autocommit
-from ..urls import parse_url
+from celery_durable.errors import SchemaError
+
+from ..connections import autocommit
+from ..urls import parse_url, shown
+from . import revisions
 
 __all__ = ["run"]
 
@@ -27,8 +28,9 @@ __all__ = ["run"]
 _PATIENCE = 60.0
 _PAUSE: Final = 0.1
 
-#: Taken without waiting, and given back with the connection. MySQL's locks are the server's, not the database's.
-_TAKE_LOCK_POSTGRESQL: Final = "SELECT pg_try_advisory_lock(1685418593)"
+#: Taken without waiting. PostgreSQL's is given back with the transaction, for a pooler may give the session to somebody
+#: else after it; MySQL's, which is the server's and not the database's, with the connection.
+_TAKE_LOCK_POSTGRESQL: Final = "SELECT pg_try_advisory_xact_lock(1685418593)"
 _TAKE_LOCK_MYSQL: Final = "SELECT GET_LOCK(CONCAT('celery_durable:', MD5(COALESCE(DATABASE(), ''))), 0)"
 
 #: Alembic keeps the migration that runs in global variables of its modules.
@@ -57,7 +59,7 @@ def run(
 
 def _config(connection: Connection | None, dialect: str, output: TextIO | None) -> Config:
     config = Config(output_buffer=output or sys.stdout)
-    config.set_main_option("script_location", str(migrations._SCRIPTS).replace("%", "%%"))
+    config.set_main_option("script_location", str(revisions.SCRIPTS).replace("%", "%%"))
     config.attributes["connection"] = connection
     config.attributes["dialect"] = dialect
     return config
@@ -72,9 +74,12 @@ def _connected(url: URL, engine: Engine | None) -> Iterator[Connection]:
             yield connection
         return
     # Not over the given engine: its statements are bound to durable_ack_timeout, and a migration may take longer.
-    with sa.create_engine(url, poolclass=NullPool).connect() as connection:
+    # Nor are statements prepared, which a pooler would keep for others.
+    connect_args = {"prepare_threshold": None} if url.get_driver_name() == "psycopg" else {}
+    with sa.create_engine(url, poolclass=NullPool, connect_args=connect_args).connect() as connection:
         _take_lock(connection)
         yield connection
+        connection.commit()
 
 
 @contextlib.contextmanager
@@ -94,14 +99,16 @@ def _take_lock(connection: Connection) -> None:
     deadline = time.monotonic() + _PATIENCE
     while not connection.exec_driver_sql(statement).scalar():
         if time.monotonic() > deadline:
-            where = connection.engine.url.render_as_string(hide_password=True)
+            where = shown(connection.engine.url)
             raise SchemaError(
                 f"another process has been migrating the journal's tables in {where} for more than {_PATIENCE:g} s. "
                 "Wait for it, or end it, and try again."
             )
+        connection.rollback()
         time.sleep(_PAUSE)
-    # The lock is the session's; Alembic is to begin the transaction of the migration itself.
-    connection.commit()
+    if connection.dialect.name != "postgresql":
+        # The lock is the session's; Alembic is to begin the transaction of the migration itself.
+        connection.commit()
 
 
 def _after_fork() -> None:

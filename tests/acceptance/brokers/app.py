@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import time
-from pathlib import Path
 from typing import Any
 
 from celery import Celery
 
 from celery_durable import DurableTask, Intent, OnAmbiguous, StepDescriptor, current_step
-from celery_durable.faults import reached
+from celery_durable.common.faults import reached
 from tests.support.conf import configure
+from tests.support.gates import await_gate
 from tests.support.ledger import Ledger
 
 app = configure(Celery("brokers"))
 
-#: A folder by which a test holds bodies back.
-GATES = "DURABLE_TEST_GATES"
-
 WORK = StepDescriptor.guarded("work", Intent.CUSTOM, on_ambiguous=OnAmbiguous.FAIL)
 AFTER = StepDescriptor.guarded("after", Intent.CUSTOM, on_ambiguous=OnAmbiguous.FAIL)
-
-
-def await_gate(name: str) -> None:
-    gate = Path(os.environ[GATES]) / name
-    while not gate.exists():
-        time.sleep(0.02)
 
 
 def happen(value: Any = None) -> Any:
@@ -80,6 +69,15 @@ def count(self: DurableTask, values: list[Any]) -> int:
 @app.task(base=DurableTask, bind=True)
 def refuse(self: DurableTask) -> None:
     self.durable.step(WORK, happen)
+    raise ValueError("refused")
+
+
+@app.task(base=DurableTask, bind=True)
+def held_refusal(self: DurableTask) -> None:
+    """Runs on until the gate opens, and fails."""
+    self.durable.step(WORK, happen)
+    begun(self)
+    await_gate("release")
     raise ValueError("refused")
 
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 import sqlalchemy as sa
 
-from celery_durable.faults import FAULT_VARIABLE
+from celery_durable.common.faults import FAULT_VARIABLE
 from tests.support.conf import conf_env
 from tests.support.wait import eventually
 

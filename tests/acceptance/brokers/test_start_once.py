@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 import celery_durable
-from celery_durable.faults import FAULT_VARIABLE
+from celery_durable.common.faults import FAULT_VARIABLE
 from celery_durable.store.records import State
 from tests.support.conf import conf_env
+from tests.support.gates import GATES
 from tests.support.wait import eventually
 
-from .app import GATES
 from .arena import LEASE, Arena
 from .caller import CONFLICT
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from celery_durable import State
-from celery_durable.cancelling import cancel
+from celery_durable.execution.cancelling import cancel
 from tests.support.wait import eventually
 
 from .arena import Arena

@@ -6,9 +6,7 @@ import asyncio
 import gc
 import os
 import signal
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -21,6 +19,7 @@ from celery_durable import (
     DID_NOT_HAPPEN,
     UNKNOWN,
     DurableTask,
+    Effect,
     Happened,
     Intent,
     OnAmbiguous,
@@ -30,9 +29,10 @@ from celery_durable import (
     enqueue,
     execution_parked,
 )
+from celery_durable.common.faults import reached
 from celery_durable.effects import Verdict
-from celery_durable.faults import reached
 from tests.support.conf import configure
+from tests.support.gates import await_gate, gate
 from tests.support.ledger import Ledger
 
 app = configure(Celery("crash"))
@@ -45,22 +45,11 @@ def freeze(**_: Any) -> None:
     gc.freeze()
 
 
-#: A folder by which a test holds bodies back, and tells them that something has been repaired.
-GATES = "DURABLE_TEST_GATES"
-
-
-def gate(name: str) -> Path:
-    """The file by which a test opens a gate."""
-    return Path(os.environ[GATES]) / name
-
-
-def await_gate(name: str) -> None:
-    while not gate(name).exists():
-        time.sleep(0.02)
-
-
 @execution_parked.connect
 def on_parked(sender: Any, execution_id: str, state: str, reason: str, **_: Any) -> None:
+    # The signal is every application's, and this module is loaded in the processes of other tests.
+    if getattr(sender, "name", sender) not in app.tasks:
+        return
     Ledger.from_env().fire("parked", execution=execution_id, state=state, reason=reason)
 
 
@@ -98,6 +87,7 @@ def _guarded(name: str, on_ambiguous: Any, **options: Any) -> StepDescriptor:
 EDGES = {
     "idempotent": StepDescriptor.idempotent("edge"),
     "at_least_once": StepDescriptor.at_least_once("edge"),
+    "undoable": StepDescriptor.at_least_once("edge", compensate=lambda result: None),
     "SKIP": _guarded("edge", OnAmbiguous.SKIP, assumed="assumed"),
     "RERUN": _guarded("edge", OnAmbiguous.RERUN),
     "FAIL": _guarded("edge", OnAmbiguous.FAIL),
@@ -236,3 +226,44 @@ def undone(self: DurableTask, fails: bool) -> None:
     if fails:
         raise ValueError("in vain")
     self.durable.sleep(3600)
+
+
+#: Effect -> a step that may be repeated, and can be undone.
+BOOKINGS = {
+    effect.value: StepDescriptor("book", effect, compensate=take_back)
+    for effect in (Effect.IDEMPOTENT, Effect.AT_LEAST_ONCE)
+}
+
+
+def book() -> str:
+    """An effect; its process dies when the test has seen it."""
+    step = current_step()
+    Ledger.from_env().fire("book", execution=step.execution_id, key=step.idempotency_key.hex())
+    await_gate(f"seen-{step.execution_id}")
+    reached("effect.after", step.execution_id, step.name)
+    return "booked"
+
+
+async def book_async() -> str:
+    return await asyncio.to_thread(book)
+
+
+@app.task(base=DurableTask, bind=True)
+def booked(self: DurableTask, effect: str) -> None:
+    self.durable.step(EDGES["idempotent"], happen)
+    self.durable.step(BOOKINGS[effect], book)
+    self.durable.step(AFTER, happen)
+
+
+@app.task(base=DurableTask, bind=True)
+def booked_in_a_branch(self: DurableTask, effect: str) -> None:
+    with self.durable.parallel() as branches:
+        branches.step(EDGES["idempotent"], happen)
+        branches.step(BOOKINGS[effect], book)
+    self.durable.step(AFTER, happen)
+
+
+@app.task(base=DurableTask, bind=True)
+async def booked_async(self: DurableTask, effect: str) -> None:
+    await asyncio.gather(self.durable.step(BOOKINGS[effect], book_async), asyncio.sleep(0))
+    self.durable.step(AFTER, happen)

@@ -20,28 +20,29 @@ from dataclasses import dataclass
 __all__ = ["MATRIX", "Cell", "Kill"]
 
 # "x, then y": killed at x; the process that takes over is killed at y. "y/2": when y is passed for the second time.
+# "undoable" is an at-least-once step with a compensation.
 # effect.before and effect.after lie inside the operation, around the very moment in which the effect happens.
 # "happened", "did_not" and "unknown" are reconcile callables that always say so, "asks" is one that looks.
 _TABLE = """
-killed at                                   | idempotent | at_least_once | SKIP        | RERUN     | FAIL       | happened   | did_not    | unknown    | asks
-step.before_intent                          | -          | -             | 1 live      | 1 live    | 1 live     | 1 live     | 1 live     | 1 live     | 1 live
-step.after_intent                           | -          | -             | 0 assumed ! | 1 live !  | 0 parked ! | 0 told !   | 1 live !   | 0 parked ! | 1 live !
-step.before_effect                          | 1 live     | 1 live        | 0 assumed ! | 1 live !  | 0 parked ! | 0 told !   | 1 live !   | 0 parked ! | 1 live !
-effect.before                               | 1 live     | 1 live        | 0 assumed ! | 1 live !  | 0 parked ! | 0 told !   | 1 live !   | 0 parked ! | 1 live !
-effect.after                                | 2 live     | 2 live        | 1 assumed ! | 2 live !  | 1 parked ! | 1 told !   | 2 live !   | 1 parked ! | 1 told !
-step.after_effect                           | 2 live     | 2 live        | 1 assumed ! | 2 live !  | 1 parked ! | 1 told !   | 2 live !   | 1 parked ! | 1 told !
-step.before_result                          | 2 live     | 2 live        | 1 assumed ! | 2 live !  | 1 parked ! | 1 told !   | 2 live !   | 1 parked ! | 1 told !
-step.after_result                           | 1..2 live  | 1..2 live     | 1 live      | 1 live    | 1 live     | 1 live     | 1 live     | 1 live     | 1 live
-task.before_outcome                         | 1 live     | 1 live        | 1 live      | 1 live    | 1 live     | 1 live     | 1 live     | 1 live     | 1 live
-task.after_outcome                          | 1 live     | 1 live        | 1 live      | 1 live    | 1 live     | 1 live     | 1 live     | 1 live     | 1 live
-task.returned                               | 1 live     | 1 live        | 1 live      | 1 live    | 1 live     | 1 live     | 1 live     | 1 live     | 1 live
-step.after_effect, then task.after_open/2   | 2 live     | 2 live        | 1 assumed ! | 2 live !  | 1 parked ! | 1 told !   | 2 live !   | 1 parked ! | 1 told !
-step.after_effect, then step.before_effect/2| 2 live     | 2 live        | -           | 2 live !! | -          | -          | 2 live !!  | -          | -
-effect.after, then effect.after             | 3 live     | 3 live        | -           | 3 live !! | -          | -          | 3 live !!  | -          | -
-effect.before, then reconcile.before        | -          | -             | -           | -         | -          | 0 told !   | 1 live !   | 0 parked ! | 1 live !
-effect.after, then reconcile.before         | -          | -             | -           | -         | -          | 1 told !   | 2 live !   | 1 parked ! | 1 told !
-effect.after, then task.before_park         | -          | -             | -           | -         | 1 parked !! | -         | -          | 1 parked !! | -
-effect.after, then task.after_park          | -          | -             | -           | -         | 1 parked ! | -          | -          | 1 parked ! | -
+killed at                                   | idempotent | at_least_once | undoable   | SKIP        | RERUN     | FAIL       | happened   | did_not    | unknown    | asks
+step.before_intent                          | -          | -             | 1 live     | 1 live      | 1 live    | 1 live     | 1 live     | 1 live     | 1 live     | 1 live
+step.after_intent                           | -          | -             | 1 live     | 0 assumed ! | 1 live !  | 0 parked ! | 0 told !   | 1 live !   | 0 parked ! | 1 live !
+step.before_effect                          | 1 live     | 1 live        | 1 live     | 0 assumed ! | 1 live !  | 0 parked ! | 0 told !   | 1 live !   | 0 parked ! | 1 live !
+effect.before                               | 1 live     | 1 live        | 1 live     | 0 assumed ! | 1 live !  | 0 parked ! | 0 told !   | 1 live !   | 0 parked ! | 1 live !
+effect.after                                | 2 live     | 2 live        | 2 live     | 1 assumed ! | 2 live !  | 1 parked ! | 1 told !   | 2 live !   | 1 parked ! | 1 told !
+step.after_effect                           | 2 live     | 2 live        | 2 live     | 1 assumed ! | 2 live !  | 1 parked ! | 1 told !   | 2 live !   | 1 parked ! | 1 told !
+step.before_result                          | 2 live     | 2 live        | 2 live     | 1 assumed ! | 2 live !  | 1 parked ! | 1 told !   | 2 live !   | 1 parked ! | 1 told !
+step.after_result                           | 1..2 live  | 1..2 live     | 1..2 live  | 1 live      | 1 live    | 1 live     | 1 live     | 1 live     | 1 live     | 1 live
+task.before_outcome                         | 1 live     | 1 live        | 1 live     | 1 live      | 1 live    | 1 live     | 1 live     | 1 live     | 1 live     | 1 live
+task.after_outcome                          | 1 live     | 1 live        | 1 live     | 1 live      | 1 live    | 1 live     | 1 live     | 1 live     | 1 live     | 1 live
+task.returned                               | 1 live     | 1 live        | 1 live     | 1 live      | 1 live    | 1 live     | 1 live     | 1 live     | 1 live     | 1 live
+step.after_effect, then task.after_open/2   | 2 live     | 2 live        | 2 live     | 1 assumed ! | 2 live !  | 1 parked ! | 1 told !   | 2 live !   | 1 parked ! | 1 told !
+step.after_effect, then step.before_effect/2| 2 live     | 2 live        | 2 live     | -           | 2 live !! | -          | -          | 2 live !!  | -          | -
+effect.after, then effect.after             | 3 live     | 3 live        | 3 live     | -           | 3 live !! | -          | -          | 3 live !!  | -          | -
+effect.before, then reconcile.before        | -          | -             | -          | -           | -         | -          | 0 told !   | 1 live !   | 0 parked ! | 1 live !
+effect.after, then reconcile.before         | -          | -             | -          | -           | -         | -          | 1 told !   | 2 live !   | 1 parked ! | 1 told !
+effect.after, then task.before_park         | -          | -             | -          | -           | -         | 1 parked !! | -         | -          | 1 parked !! | -
+effect.after, then task.after_park          | -          | -             | -          | -           | -         | 1 parked ! | -          | -          | 1 parked ! | -
 """  # noqa: E501
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from celery_durable.faults import FAULT_VARIABLE
-from celery_durable.pruning import Pruner
-from celery_durable.retention import Rules
+from celery_durable.common.faults import FAULT_VARIABLE
+from celery_durable.retention.pruner import Pruner
+from celery_durable.retention.rules import Rules
 from celery_durable.store import RetentionStore
 from celery_durable.store.records import FINAL_STATES, State
 from tests.support.conf import conf_env

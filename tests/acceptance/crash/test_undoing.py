@@ -1,4 +1,6 @@
-"""Processes that die while they undo: all of it is undone, backwards, and what is known to be undone once."""
+"""Processes that die before it is known what there is to undo, and while they undo: all of it is undone, backwards, and
+what is known to be undone once.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ import pytest
 from celery_durable.store.records import State
 from tests.support.wait import eventually
 
+from .app import BOOKINGS
 from .arena import Arena
 
 pytestmark = [pytest.mark.brokers("redis"), pytest.mark.databases("sqlite", "postgresql", "mysql")]
@@ -81,3 +84,28 @@ def test_what_is_cancelled_while_it_waits_is_undone_whoever_dies_meanwhile(
     check(arena, State.CANCELLED)
     for one in names:
         eventually(lambda one=one: arena.result(one).state == "REVOKED", 30)
+
+
+def test_what_was_done_when_its_process_died_is_undone_though_its_result_was_never_committed(arena: Arena) -> None:
+    """It may be repeated, so it is: then it is known what there is to undo."""
+    arena.worker(concurrency=3)
+    names = {
+        f"{task}-{effect}": (task, effect)
+        for task in ("booked", "booked_in_a_branch", "booked_async")
+        for effect in BOOKINGS
+    }
+    for one, (task, effect) in names.items():
+        arena.arm(one, "effect.after", step="book")
+        arena.send(one, task, effect)
+        eventually(lambda one=one: arena.fired(one, "book"), 60)
+        # Its owner lives, and will not learn of this any more.
+        arena.operations.cancel(one, "not wanted")
+        arena.open_gate(f"seen-{one}")
+    arena.await_settled(list(names))
+    assert arena.unreached() == []
+    for one in names:
+        happened = [entry["name"] for entry in arena.ledger.entries(execution=one) if entry["name"] != "edge"]
+        assert happened == ["book", "book", "undo book"], one
+        assert len({entry["key"] for entry in arena.fired(one, "book")}) == 1, one
+        assert arena.row(one).state is State.CANCELLED, one
+        assert arena.decisions(one) == [], one

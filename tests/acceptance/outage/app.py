@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import time
-from pathlib import Path
 
 from celery import Celery
 
@@ -13,6 +11,7 @@ from celery_durable import (
     DurableTask,
     Happened,
     Intent,
+    JournalUnavailable,
     OnAmbiguous,
     StepDescriptor,
     StepHandle,
@@ -20,18 +19,10 @@ from celery_durable import (
 )
 from celery_durable.effects import Verdict
 from tests.support.conf import configure
+from tests.support.gates import await_gate
 from tests.support.ledger import Ledger
 
 app = configure(Celery("outage"))
-
-#: A folder by which a test holds bodies back.
-GATES = "DURABLE_TEST_GATES"
-
-
-def await_gate(name: str) -> None:
-    gate = Path(os.environ[GATES]) / name
-    while not gate.exists():
-        time.sleep(0.02)
 
 
 def tell(execution: str, name: str) -> None:
@@ -56,6 +47,8 @@ def paying(name: str) -> StepDescriptor:
     return StepDescriptor.guarded(name, Intent.MONEY_MOVING, on_ambiguous=asks)
 
 
+#: Whoever is in doubt about one of these waits for an operator.
+DOUBTFUL = StepDescriptor.guarded("pay", Intent.MONEY_MOVING, on_ambiguous=OnAmbiguous.FAIL)
 BEFORE = StepDescriptor.guarded("before", Intent.CUSTOM, on_ambiguous=OnAmbiguous.FAIL)
 AFTER = StepDescriptor.guarded("after", Intent.CUSTOM, on_ambiguous=OnAmbiguous.FAIL)
 
@@ -72,6 +65,14 @@ def chain(self: DurableTask, length: int) -> list[str]:
         found.append(self.durable.step(paying(f"pay {number}"), happen))
         time.sleep(0.01)
     return found
+
+
+@app.task(base=DurableTask, bind=True, max_retries=0)
+def small(self: DurableTask, number: int) -> int:
+    """Quick steps, of which one is guarded."""
+    for n in range(3):
+        self.durable.step(f"plain {n}", abs, n)
+    return self.durable.step(BEFORE, abs, number)
 
 
 @app.task(base=DurableTask, bind=True)
@@ -118,6 +119,28 @@ def cut_off(self: DurableTask) -> str:
     await_gate(which)
     self.durable.step(AFTER, happen)
     return f"by the {which}"
+
+
+@app.task(base=DurableTask, bind=True, max_retries=0)
+def branches(self: DurableTask, number: int) -> list[str]:
+    """So many payments at the same time, each of which waits for its answer until its gate opens."""
+    execution = self.request.id
+
+    def pay(branch: int) -> str:
+        tell(current_step().execution_id, f"pay {branch}")
+        await_gate(f"answer {branch}")
+        return f"receipt {branch}"
+
+    def run(branch: int) -> str:
+        try:
+            return self.durable.step(DOUBTFUL, pay, branch)
+        except JournalUnavailable:
+            tell(execution, f"told {branch}")
+            raise
+
+    with self.durable.parallel(max_workers=number) as scope:
+        paid = [scope.submit(run, n) for n in range(number)]
+    return [one.result() for one in paid]
 
 
 # -- bodies with mistakes in them -------------------------------------------------------------------------------

@@ -65,8 +65,16 @@ class FragilePostgreSQL(OwnPostgreSQL, Fragile):
 
     def leave_unwritten(self) -> None:
         """From now on, write what need not be durable only together with what must be."""
-        [writer] = [process for process in self._processes() if "walwriter" in " ".join(process.cmdline())]
+        [writer] = [process for process in self._processes() if "walwriter" in _command_of(process)]
         writer.suspend()
+
+
+def _command_of(process: psutil.Process) -> str:
+    """How it was called; nothing where it has ended in between, as a backend does whose client has gone."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 class FragileMariaDB(OwnMariaDB, Fragile):

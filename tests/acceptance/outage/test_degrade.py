@@ -13,7 +13,7 @@ from .servers import Fragile, on_each_server
 pytestmark = [pytest.mark.brokers("redis"), on_each_server]
 
 DEGRADE = {"durable_on_unavailable": "degrade"}
-WARNING = "goes on WITHOUT durability (durable_on_unavailable = 'degrade'; run {} of this process)"
+WARNING = "continues WITHOUT durability (durable_on_unavailable = 'degrade'; run {} of this process)"
 
 
 def test_a_body_starts_without_the_journal_and_nothing_of_it_is_recorded(fragile: Arena, server: Fragile) -> None:

@@ -21,7 +21,7 @@ MISTAKES = {
     "size": "PayloadTooLarge: the result of step 'wrong' (position 1) takes 3002 bytes encoded; the limit is 2000 "
     "bytes (setting durable_max_payload_bytes). Store the data elsewhere and pass a reference to it, or raise the "
     "setting.",
-    "nested": "NestedStep: step 'inner' was asked for inside the operation of step 'wrong'. A step cannot contain "
+    "nested": "NestedStep: step 'inner' was used inside the operation of step 'wrong'. A step cannot contain "
     "steps: call it from the task's body, or call the plain function (.operation of a @step).",
     "return": f"PayloadError: the return value of task '{APP}.mistaken' cannot be stored in the journal: $.value is a "
     f"'{APP}.Unstorable', which cannot be rebuilt from data.",

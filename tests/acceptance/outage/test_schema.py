@@ -11,7 +11,7 @@ from .arena import Arena
 
 pytestmark = [pytest.mark.databases("postgresql"), pytest.mark.brokers("redis")]
 
-POSTPONED = "cannot go on without its journal; its message comes back in about"
+POSTPONED = "cannot continue without its journal; its message is delivered again in about"
 
 
 def test_messages_wait_for_tables_that_are_missing(arena: Arena) -> None:
@@ -23,7 +23,7 @@ def test_messages_wait_for_tables_that_are_missing(arena: Arena) -> None:
         f": [CD002] the journal's tables are missing in {arena.database.url}. Create them with: celery -A <your app> "
         "durable upgrade\n"
     ) in worker.log()
-    arena.await_said(worker, "recovery failed and goes on: [CD002]")
+    arena.await_said(worker, "recovery failed, and is tried again: [CD002]")
     migrations.upgrade(arena.database.url)
     arena.check_chains(names, 2)
 

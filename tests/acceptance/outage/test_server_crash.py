@@ -16,7 +16,7 @@ from .servers import Fragile, FragilePostgreSQL, on_each_server
 
 pytestmark = pytest.mark.brokers("redis")
 
-POSTPONED = "cannot go on without its journal; its message comes back"
+POSTPONED = "cannot continue without its journal; its message is delivered again"
 
 
 @on_each_server
@@ -39,7 +39,7 @@ def test_a_worker_that_starts_without_its_database_waits_for_it(fragile: Arena, 
     worker = fragile.start(concurrency=2)
     names = fragile.send_chains(2, 2)
     fragile.await_said(worker, POSTPONED, 2)
-    fragile.await_said(worker, "recovery failed and goes on: [CD501]")
+    fragile.await_said(worker, "recovery failed, and is tried again: [CD501]")
     server.start()
     fragile.check_chains(names, 2)
 
@@ -69,11 +69,11 @@ def test_what_was_done_while_the_database_is_away_is_known_when_it_is_back(fragi
     fragile.await_fired(2, "held")
     server.crash()
     fragile.open_gate("first")
-    fragile.await_said(worker, "ends-meanwhile] cannot go on without its journal")
+    fragile.await_said(worker, "ends-meanwhile] cannot continue without its journal")
     # Leases run out, and recovery and a postponed message stand ready to take over.
     fragile.await_said(worker, "the heartbeat could not reach the journal", 3)
     fragile.send("chain-0", "chain", 1)
-    fragile.await_said(worker, "chain-0] cannot go on without its journal", 2)
+    fragile.await_said(worker, "chain-0] cannot continue without its journal", 2)
     server.start()
     assert fragile.result("ends-meanwhile").get(timeout=60) == "released"
     fragile.check_chains(["chain-0"], 1)

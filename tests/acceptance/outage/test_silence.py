@@ -20,7 +20,7 @@ from tests.support.wait import eventually
 from .arena import ACK, Arena
 from .servers import Fragile, on_each_server
 
-POSTPONED = "cannot go on without its journal; its message comes back"
+POSTPONED = "cannot continue without its journal; its message is delivered again"
 SILENT = f"did not commit within {ACK:g} s (durable_ack_timeout): "
 
 

@@ -21,12 +21,12 @@ def test_a_locked_file_holds_nobody(arena: Arena) -> None:
     with sqlite3.connect(str(make_url(arena.database.url).database), isolation_level=None, timeout=30) as other:
         other.execute("BEGIN EXCLUSIVE")
         arena.open_gate("release")
-        arena.await_said(worker, "cannot go on without its journal; its message comes back", 3)
+        arena.await_said(worker, "cannot continue without its journal; its message is delivered again", 3)
         assert f"did not commit within {ACK:g} s (durable_ack_timeout): OperationalError: database is locked" in (
             worker.log()
         )
         fired = len(arena.ledger.entries())
-        arena.await_said(worker, "recovery failed and goes on", 2)
+        arena.await_said(worker, "recovery failed, and is tried again", 2)
         assert len(arena.ledger.entries()) == fired
         other.execute("ROLLBACK")
     arena.check_chains(names, 8)

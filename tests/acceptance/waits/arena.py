@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import celery_durable
-from celery_durable.faults import FAULT_VARIABLE
+from celery_durable.common.faults import FAULT_VARIABLE
 from tests.acceptance.crash.arena import LEASE
 from tests.acceptance.outside import OutsideArena
 from tests.support.conf import conf_env

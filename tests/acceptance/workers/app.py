@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import threading
 import time
-from pathlib import Path
 from typing import Any
 
 from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
-from celery.signals import before_task_publish, task_postrun
+from celery.signals import before_task_publish, task_postrun, worker_ready
+from celery.worker.request import Request
 
 from celery_durable import DurableTask, Intent, OnAmbiguous, StepDescriptor, current_step, step
 from tests.support.conf import configure
+from tests.support.gates import await_gate, gate
 from tests.support.ledger import Ledger
 from tests.support.wait import eventually
 
 app = configure(Celery("workers"))
 
-#: A folder by which a test holds bodies back.
-GATES = "DURABLE_TEST_GATES"
-
 BEFORE = StepDescriptor.guarded("before", Intent.CUSTOM, on_ambiguous=OnAmbiguous.FAIL)
 AFTER = StepDescriptor.guarded("after", Intent.CUSTOM, on_ambiguous=OnAmbiguous.FAIL)
-
-
-def await_gate(name: str) -> None:
-    gate = Path(os.environ[GATES]) / name
-    while not gate.exists():
-        time.sleep(0.02)
 
 
 def told(execution: str, name: str = "body") -> None:
@@ -40,7 +32,7 @@ def told(execution: str, name: str = "body") -> None:
 @before_task_publish.connect
 def publish(headers: dict[str, Any], **_: Any) -> None:
     """Where the gate ``slow`` is open, the broker takes its time."""
-    if (Path(os.environ[GATES]) / "slow").exists():
+    if gate("slow").exists():
         told(headers["id"], "publishing")
         time.sleep(0.5)
 
@@ -48,8 +40,25 @@ def publish(headers: dict[str, Any], **_: Any) -> None:
 @task_postrun.connect
 def linger(task_id: str, **_: Any) -> None:
     """And there a body is not left before somebody has begun to send its message again."""
-    if (Path(os.environ[GATES]) / "slow").exists():
+    if gate("slow").exists():
         eventually(lambda: Ledger.from_env().count("publishing", execution=task_id))
+
+
+@worker_ready.connect
+def watch_pool(sender: Any, **_: Any) -> None:
+    """Where the gate ``watch pool`` is open, tell which threads look after the pool's processes."""
+    if gate("watch pool").exists():
+        pool = sender.controller.pool._pool
+        maintain = pool._maintain_pool
+        known: set[int] = set()
+
+        def watched() -> None:
+            if threading.get_ident() not in known:
+                known.add(threading.get_ident())
+                Ledger.from_env().fire("maintains", thread=threading.current_thread().name)
+            maintain()
+
+        pool._maintain_pool = watched
 
 
 def happen() -> str:
@@ -141,9 +150,9 @@ def busy(self: DurableTask) -> str:
     """Computes without a pause, so that no greenlet gets a turn, until a gate opens."""
     self.durable.step(BEFORE, happen)
     told(self.request.id)
-    gate = Path(os.environ[GATES]) / "release"
+    release = gate("release")
     # Many short calls of the system would each be a chance for the others, and a coarse one: CPython's lock is unfair.
-    while not gate.exists():
+    while not release.exists():
         sum(range(2_000_000))
     self.durable.step(AFTER, happen)
     return "computed"
@@ -179,6 +188,20 @@ def limited(self: DurableTask) -> None:
         await_gate("never")
     finally:
         self.durable.step(AFTER, happen)
+
+
+class OwnRequest(Request):
+    """A request class of the application's own, as Celery documents it."""
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        told(self.id, "timed out")
+        super().on_timeout(soft, timeout)
+
+
+@app.task(base=DurableTask, bind=True, time_limit=2, Request=f"{__name__}:OwnRequest")
+def limited_in_its_own_way(self: DurableTask) -> None:
+    told(self.request.id)
+    await_gate("never")
 
 
 @app.task(base=DurableTask, bind=True, time_limit=2, acks_on_timeout=False, acks_on_failure_or_timeout=False)

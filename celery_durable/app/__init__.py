@@ -1,0 +1,1 @@
+"""Which Celery application is meant, and what connects it to the journal."""

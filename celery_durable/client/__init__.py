@@ -1,0 +1,1 @@
+"""Executions from outside, in any process."""

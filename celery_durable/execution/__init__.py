@@ -1,0 +1,1 @@
+"""One delivery, from Celery's message to the execution's state and back."""

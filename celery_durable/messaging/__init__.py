@@ -1,0 +1,1 @@
+"""Celery messages: stored, captured, recorded, sent."""

@@ -1,0 +1,1 @@
+"""One run of a body: its position, its requests to the journal, and where the two disagree."""

@@ -1,0 +1,1 @@
+"""The rules of a step, and who carries them out."""

@@ -1,0 +1,1 @@
+"""Steps whose entry commits in one transaction with what they write."""

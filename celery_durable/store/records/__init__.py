@@ -1,0 +1,78 @@
+"""What the store takes and returns: plain typed values, no SQL."""
+
+from __future__ import annotations
+
+from .entries import (
+    DECISIONS,
+    FOUND_BY_PLACE,
+    META,
+    MOST_ENTRIES,
+    SHARED_AT,
+    TOLD,
+    UNDO,
+    Batch,
+    Doubt,
+    EffectCode,
+    Entry,
+    EntryKind,
+    GuardHolder,
+    Journaled,
+    place_of,
+    runs_again,
+)
+from .executions import (
+    FINAL_STATES,
+    PARKED_STATES,
+    Birth,
+    Closed,
+    Execution,
+    Opened,
+    OpenRequest,
+    Refusal,
+    Refused,
+    State,
+)
+from .messages import NewChild, Offspring, Published, Unsent
+from .promises import Awaited, Awaiting, NewPromise, PromiseState
+from .values import Fence, PayloadKind, Stored, StoredPayload
+
+__all__ = [
+    "DECISIONS",
+    "FINAL_STATES",
+    "FOUND_BY_PLACE",
+    "META",
+    "MOST_ENTRIES",
+    "PARKED_STATES",
+    "SHARED_AT",
+    "TOLD",
+    "UNDO",
+    "Awaited",
+    "Awaiting",
+    "Batch",
+    "Birth",
+    "Closed",
+    "Doubt",
+    "EffectCode",
+    "Entry",
+    "EntryKind",
+    "Execution",
+    "Fence",
+    "GuardHolder",
+    "Journaled",
+    "NewChild",
+    "NewPromise",
+    "Offspring",
+    "OpenRequest",
+    "Opened",
+    "PayloadKind",
+    "PromiseState",
+    "Published",
+    "Refusal",
+    "Refused",
+    "State",
+    "Stored",
+    "StoredPayload",
+    "Unsent",
+    "place_of",
+    "runs_again",
+]

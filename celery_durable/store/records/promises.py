@@ -1,0 +1,54 @@
+"""Promises, and waiting for them."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from .values import Stored
+
+__all__ = ["Awaited", "Awaiting", "NewPromise", "PromiseState"]
+
+
+class PromiseState(Stored, enum.IntEnum):
+    """State of a promise. The numbers are stored: never reuse one."""
+
+    PENDING = 0
+    RESOLVED = 1
+    REJECTED = 2
+    EXPIRED = 3
+    #: What was to keep it was cancelled; the payload is a text that says why.
+    CANCELLED = 4
+
+
+class NewPromise(NamedTuple):
+    """A promise on its way into the store, together with the journal entry that says so."""
+
+    id: str
+    name: str
+    #: BLAKE3 of the token; None where only the library itself may settle it.
+    token_hash: bytes | None = None
+    #: From its making to its expiry; None for never.
+    timeout_ms: int | None = None
+    #: The longest time from one heartbeat to the next; None if none is expected.
+    heartbeat_ms: int | None = None
+    #: The id by which it is known outside, where that is another one's, which a rerun shares.
+    known_as: str | None = None
+
+
+class Awaited(NamedTuple):
+    """Promises that an execution waits for together."""
+
+    ids: tuple[str, ...]
+    #: How many of them must be settled before it continues.
+    needed: int
+
+
+@dataclass(frozen=True)
+class Awaiting:
+    """What ends a suspension besides the passing of time."""
+
+    groups: tuple[Awaited, ...]
+    #: Milliseconds from now until its earliest timer; None where it has none.
+    timer_ms: int | None
