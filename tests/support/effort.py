@@ -1,4 +1,4 @@
-"""What the statements of this process cost the database: how many rows each of them looked at, and whether it scanned.
+"""What the statements of a thread cost the database: how many rows each of them looked at, and whether it scanned.
 
 The database itself says so: PostgreSQL by ``EXPLAIN (ANALYZE)`` of each statement, in a savepoint, just before it runs;
 MariaDB by the counters of the session and ``EXPLAIN``; SQLite by the steps of its machine and ``EXPLAIN QUERY PLAN``.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -42,16 +43,21 @@ class Spent(NamedTuple):
 
 
 class Effort:
-    """Watches all statements of SQLAlchemy's in this process: ``with effort.watched(): ...``."""
+    """Watches all statements of SQLAlchemy's in this thread: ``with effort.watched(): ...``.
+
+    Other threads may belong to what an earlier test of this process has left.
+    """
 
     def __init__(self) -> None:
         self.spent: list[Spent] = []
         self._explaining = False
+        self._thread = 0
         self._before: dict[int, tuple[int, str]] = {}
 
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Note what is spent in here."""
+        self._thread = threading.get_ident()
         event.listen(Engine, "before_cursor_execute", self._on_before)
         event.listen(Engine, "after_cursor_execute", self._on_after)
         try:
@@ -63,7 +69,7 @@ class Effort:
     def _on_before(
         self, connection: Connection, cursor: Any, statement: str, given: Any, context: Any, many: Any
     ) -> None:
-        if self._explaining or not _concerns(statement):
+        if self._explaining or threading.get_ident() != self._thread or not _concerns(statement):
             return
         parameters = given[0] if many else given
         self._explaining = True
