@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import Any
 
@@ -25,12 +26,15 @@ def operations_of(number: int) -> int:
         return trace
 
     before = sys.gettrace()
+    # What other tests have left is not to end in here.
+    gc.disable()
     sys.settrace(trace)
     try:
         for position in range(number):
             undos.add("", position, UNDO, print, (), {})
     finally:
         sys.settrace(before)
+        gc.enable()
     assert len(undos.backwards()) == number
     return count
 

@@ -151,9 +151,10 @@ def busy(self: DurableTask) -> str:
     self.durable.step(BEFORE, happen)
     told(self.request.id)
     release = gate("release")
-    # Many short calls of the system would each be a chance for the others, and a coarse one: CPython's lock is unfair.
+    # Many short calls of the system would each be a chance for the others, and one long one would leave them none:
+    # CPython's lock is unfair.
     while not release.exists():
-        sum(range(2_000_000))
+        sum(range(200_000))
     self.durable.step(AFTER, happen)
     return "computed"
 

@@ -21,7 +21,7 @@ from tests.support.worker import WorkerFactory, WorkerProcess
 from .cli_app import build
 
 APP = "tests.integration.cli.cli_app"
-QUICK = {"durable_lease_timeout": 2, "durable_recovery_interval": 0.2}
+QUICK = {"durable_lease_timeout": 8, "durable_recovery_interval": 0.2}
 
 
 @pytest.fixture

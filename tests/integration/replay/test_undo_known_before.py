@@ -568,11 +568,14 @@ def test_what_was_begun_cannot_be_resolved(lab: Lab) -> None:
     pay = StepDescriptor.guarded("pay", Intent.MONEY_MOVING, on_ambiguous=OnAmbiguous.FAIL)
 
     async def body(context: Any) -> None:
+        begun = asyncio.Event()
+
         async def book() -> None:
+            begun.set()
             await asyncio.sleep(3600)
 
         async def charge() -> None:
-            await asyncio.sleep(0.05)
+            await begun.wait()
             raise TimeoutError("no answer")
 
         hotel = StepDescriptor("hotel", compensate=lambda result: None)
