@@ -66,7 +66,7 @@ def _facts(portrait: Portrait) -> Iterator[tuple[str, str]]:
         what = f"promise {one.name} ({one.known_as}" if one.child is None else f"child {one.name} ({one.child}"
         yield "waits for", f"{what}{expires})"
     if row.state is State.SUSPENDED and row.wake_at is not None:
-        yield "goes on", moment(row.wake_at)
+        yield "continues", moment(row.wake_at)
     yield "created", moment(row.created_at)
     yield "updated", moment(row.updated_at)
     if row.pruned_at is not None:
