@@ -1,8 +1,8 @@
 """Checkpoints: the finished steps of a long journal, folded into packs.
 
-An execution that comes near its step cap may have a journal of thousands of rows, each read again by every replay: its
-steps were committed one by one. They are folded, a run of neighbours to a row. Guarded steps stay as they are, because
-their keys and audits must still be found.
+An execution that comes near its step cap may have a journal of thousands of rows, one per step, and every replay reads
+all of them. Each run of neighbouring steps is folded into one row. Guarded steps stay as they are, because their keys
+and audits must still be found.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .run import Run
 
 __all__ = ["FOLD_AT", "fold_prefix"]
 
-#: Share of the step cap from which on the finished prefix is folded.
+#: Share of the step cap at which the finished prefix starts to be folded.
 FOLD_AT: Final = 0.9
 
 
@@ -48,7 +48,7 @@ def fold_prefix(run: Run) -> int:
         step = _packable(last)
         # A gap may be a step of another thread that is just being written.
         gap = group and last.position != group[-1].position + 1
-        # What a rerun shares stays by itself: it is copied when the rest starts again.
+        # The prefix that a rerun shares is not folded with later steps: it is copied when the rest starts again.
         gap = gap or (run.saga.shared is not None and last.position == run.saga.shared.position)
         if gap or step is None or len(group) >= MOST or size > LARGEST:
             write()
@@ -61,7 +61,7 @@ def fold_prefix(run: Run) -> int:
 
 
 def _packable(row: Journaled) -> Entry | None:
-    """The result of a step as it was appended; None for what is none, or must stay as it is."""
+    """The result of a step as it was appended; None if the row is no result, or must stay as it is."""
     if row.kind != EntryKind.RESULT or row.effect not in FOUND_BY_PLACE or row.codec is None or row.payload is None:
         return None
     step = Entry(
@@ -81,11 +81,11 @@ def _packable(row: Journaled) -> Entry | None:
 
 
 def _positions(run: Run) -> Iterator[list[Journaled]]:
-    """The body's scope, position by position; rows are read ahead, for folding removes them."""
+    """The body's scope, position by position; rows are read ahead, because folding removes them."""
     position, limit, ends = 0, PACKS, False
     while not ends:
         rows, position, ends = read_whole(partial(run.load, ""), position, limit)
         for _, group in groupby(rows, key=lambda r: r.position):
             yield list(group)
-        # Few where there are packs.
+        # Packs are large, so few rows are read at once.
         limit = PACKS if any(row.kind == EntryKind.CHECKPOINT for row in rows) else min(limit * 2, SEGMENT)

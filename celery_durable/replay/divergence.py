@@ -27,7 +27,7 @@ __all__ = [
     "unexpected",
 ]
 
-#: After this many, an operator has to look: a body that waits, and varies each time, would start again for ever.
+#: After this many, an operator has to look: a body that waits, and differs each time, would restart for ever.
 _MOST_GENERATIONS: Final = 100
 
 #: Stable codes, also in the docs.
@@ -55,7 +55,7 @@ def source_line() -> str:
     return f"{Path(*Path(frame.f_code.co_filename).parts[-2:])}:{frame.f_lineno}"
 
 
-#: How the first entry of what is no step is called.
+#: Names for entries that are no steps.
 _WORDS = {EntryKind.TIMER: "timer", EntryKind.PROMISE: "promise", EntryKind.WAIT: "wait", EntryKind.CALL: "call"}
 
 
@@ -162,7 +162,7 @@ def leftover(execution_id: str, place: str, rows: Sequence[Journaled], what: str
 def endless(begun: int, last: ReplayDivergence) -> str | None:
     """Why an execution that has restarted this often does not restart once more; None if it does.
 
-    Whoever resumes it gives it as many again.
+    When an operator resumes it, the count starts again.
     """
     if begun % _MOST_GENERATIONS:
         return None
@@ -174,6 +174,6 @@ def endless(begun: int, last: ReplayDivergence) -> str | None:
 
 
 def branches(execution_id: str, place: str, was: int, now: int) -> ReplayDivergence:
-    """A finished parallel scope has another number of branches than it had."""
+    """A finished parallel scope now has a different number of branches."""
     what = "the number of branches changed"
     return _divergence(BRANCHES, execution_id, place, what, f"{was} branches", f"{now} branches", source_line())

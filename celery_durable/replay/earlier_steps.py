@@ -11,7 +11,7 @@ from celery_durable.store.records import Journaled
 
 __all__ = ["Place", "Prior", "Seen"]
 
-#: What is known of the effect; everything else is as if the step had never been asked for.
+#: States that tell something about the effect; in any other, it is as if the step had never been called.
 _KNOWN = (Past.OPEN, Past.UNDECIDED, Past.DONE, Past.SKIPPED, Past.LOST, Past.ERROR)
 
 
@@ -24,14 +24,14 @@ class Place(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """A step of an earlier generation. Its values stay in the journal, for there may be more of them than memory."""
+    """A step of an earlier generation. Its values stay in the journal, because they may not all fit into memory."""
 
     key: bytes
     name: str
     fingerprint: bytes | None
     past: Past
     place: Place
-    #: Where it was asked for first: the intent there says what the arguments were.
+    #: Where it was first called: the intent there has the arguments.
     first: Place
 
 
@@ -44,7 +44,7 @@ class Prior:
 
     def __init__(self, rows: Iterable[Journaled], generation: int) -> None:
         self._by_key: dict[bytes, Seen] = {}
-        #: Keys of those that have a name, in the order in which they were asked for first.
+        #: Keys of the steps of each name, in the order of their first calls.
         self._by_name: dict[str, dict[bytes, None]] = {}
         self._by_print: dict[tuple[str, bytes | None], dict[bytes, None]] = {}
         claimed: set[bytes] = set()
@@ -80,10 +80,10 @@ class Prior:
         return seen
 
     def claim(self, key: bytes, name: str, fingerprint: bytes) -> Seen | None:
-        """The earlier step that this one is, if there is one; it cannot be claimed twice.
+        """The earlier step that is the same as this one, if there is one; it cannot be claimed twice.
 
-        The key decides; where it differs only because the step moved to another branch or place among its equals,
-        name and fingerprint do.
+        The key decides. If it differs only because the step moved to another branch, or to another place among equal
+        steps, name and fingerprint decide.
         """
         found = self._pop(key)
         if found is None:
@@ -92,10 +92,10 @@ class Prior:
         return found
 
     def unclaimed(self, name: str) -> list[Seen]:
-        """Steps of this name that no step of this generation has claimed: they have other arguments."""
+        """Steps of this name that no step of this generation has claimed: their arguments are different."""
         found = (self._by_key[key] for key in self._by_name.get(name, ()))
         return [seen for seen in found if seen.past is not Past.ERROR]
 
     def in_doubt(self) -> list[Seen]:
-        """Steps that no step of this generation has claimed, and of whose effect nobody knows whether it happened."""
+        """Steps that no step of this generation has claimed, and whose effect may or may not have happened."""
         return [seen for seen in self._by_key.values() if seen.past in (Past.OPEN, Past.UNDECIDED)]

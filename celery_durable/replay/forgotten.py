@@ -1,7 +1,7 @@
-"""Steps that the journal knows and the body has not asked for by its end: they must be neither forgotten nor guessed.
+"""Steps that are in the journal, but that the body has not called by its end: they must not be forgotten or guessed.
 
-A body shows what there is to undo by asking for its steps once more. If it ends before it has reached all of them, or
-no longer asks for what an earlier generation has done, an operator has to look.
+A body shows what there is to undo by calling its steps once more. If it ends before it has reached all of them, or no
+longer calls the steps of an earlier generation, an operator has to look.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ __all__ = ["not_asked_again", "not_reached", "not_told"]
 logger = logging.getLogger(__name__)
 
 _HAPPENED = (Past.DONE, Past.SKIPPED, Past.LOST)
-#: The most that are named.
+#: How many steps a message names at most.
 _LISTED = 10
 
 
 def not_told(task: str, run: Run, left: Iterable[list[Journaled]]) -> str | None:
-    """Why a body that failed or is cancelled is not undone now; None if it asked for everything.
+    """Why a body that failed or is cancelled is not undone now; None if it called every step.
 
-    :param left: what the journal of this generation knows and the body has not asked for, position by position.
+    :param left: entries of this generation that the body has not asked for, position by position.
     """
     doubtful, undoable, others = _sorted_out(run, left)
     lines = [f"{what} is in doubt" for what in doubtful] + undoable
@@ -52,9 +52,9 @@ def not_told(task: str, run: Run, left: Iterable[list[Journaled]]) -> str | None
 
 
 def not_reached(run: Run, left: Iterable[list[Journaled]]) -> str | None:
-    """Why a body that returned before it reached all that its journal knows does not start again; None if it does.
+    """Why a body that returned before it reached the end of its journal does not start again; None if it does.
 
-    :param left: as of :func:`not_told`.
+    :param left: as in :func:`not_told`.
     """
     _, undoable, _ = _sorted_out(run, left)
     if not undoable:
@@ -65,8 +65,8 @@ def not_reached(run: Run, left: Iterable[list[Journaled]]) -> str | None:
 def not_asked_again(task: str, run: Run) -> str | None:
     """Why a body that returned in a later generation does not complete its execution; None where it does.
 
-    What is in doubt must not be forgotten (G2). What is done and could be undone stays, because the body has not
-    failed; a warning names it.
+    Steps in doubt must not be forgotten (G2). Finished steps that could be undone stay done, because the body has not
+    failed; a warning names them.
     """
     if run.standing.degraded or run.generation == run.opened.base_generation:
         return None
@@ -90,7 +90,7 @@ def not_asked_again(task: str, run: Run) -> str | None:
 
 
 def _sorted_out(run: Run, left: Iterable[list[Journaled]]) -> tuple[list[str], list[str], list[str]]:
-    """Steps in doubt, what is to be said of those that could be undone, and steps that are done."""
+    """Steps in doubt, lines about those that could be undone, and steps that are done."""
     doubtful: list[str] = []
     undoable: list[str] = []
     others: list[str] = []
@@ -109,7 +109,7 @@ def _sorted_out(run: Run, left: Iterable[list[Journaled]]) -> tuple[list[str], l
 
 
 def _in_doubt_before(run: Run) -> list[str]:
-    """Steps of earlier generations that this one did not ask for, and of which nobody knows whether they happened."""
+    """Steps of earlier generations that this one did not call, and that may or may not have happened."""
     prior = run.prior if run.generation != run.opened.base_generation else None
     return [
         f"step {seen.name!r} (position {place_of(seen.place.scope, seen.place.position)}, generation "
@@ -119,8 +119,8 @@ def _in_doubt_before(run: Run) -> list[str]:
 
 
 def _undoable_before(run: Run) -> list[str]:
-    """What is to be said of steps of earlier generations that are done, or were begun, and could be undone, and that
-    this one did not ask for.
+    """Lines about steps of earlier generations that are done or were begun, and could be undone, but that this
+    generation did not call.
     """
     if run.generation == run.opened.base_generation or not run.saga.marked:
         return []
@@ -131,7 +131,7 @@ def _undoable_before(run: Run) -> list[str]:
         if row.scope.startswith("#") or row.effect is None or not run.saga.can_undo(row.name):
             continue
         if run.saga.is_shared(row.scope, row.position):
-            continue  # another execution's
+            continue  # it belongs to another execution
         counts[row.generation, row.name, row.fingerprint] += 1
         if counts[row.generation, row.name, row.fingerprint] > registered[row.name, row.fingerprint]:
             lines.append(_undoable(row))
@@ -139,7 +139,7 @@ def _undoable_before(run: Run) -> list[str]:
 
 
 def _functions(run: Run) -> set[str]:
-    """Names of the functions that are to be called when the body fails, as the journal says."""
+    """Names of the functions that, according to the journal, are called when the body fails."""
     return {name[:-2] for name in run.saga.named if name.endswith("()")}
 
 

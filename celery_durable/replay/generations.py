@@ -1,4 +1,4 @@
-"""What a run knows of the generations of the journal before its own, which a divergence has ended."""
+"""What a run knows of the earlier generations of its journal, which a divergence has ended."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class EarlierGenerations:
             raise self.standing.bar(error) from None
 
     def _entries(self, place: Place) -> Sequence[Journaled]:
-        """What stands at a place of an earlier generation."""
+        """The entries at a place of an earlier generation."""
         try:
             return self._journal.group(self.opened.fence.pk, *place)
         except JournalUnavailable as error:
@@ -62,7 +62,7 @@ class EarlierGenerations:
         return seen.place.generation, fold(entries), first
 
     def earlier(self, key: bytes, name: str, fingerprint: bytes) -> tuple[int, Recorded, Journaled] | None:
-        """The guarded step of an earlier generation that this one is, if there is one (G6)."""
+        """The guarded step of an earlier generation that is the same as this one, if there is one (G6)."""
         prior = self.prior
         if prior is None:
             return None
@@ -71,9 +71,9 @@ class EarlierGenerations:
         return None if seen is None else self._known(seen)
 
     def conflicting(self, name: str, *, named: bool) -> tuple[int, Recorded, Journaled] | None:
-        """A guarded step of this name and other arguments, of which the one that is asked for may be the repetition.
+        """An earlier guarded step of this name with other arguments, which the step that is called may repeat.
 
-        :param named: the application has given the step that is asked for a ``key=``.
+        :param named: the application has given the step that is called a ``key=``.
         """
         prior = self.prior
         if prior is None:
@@ -81,7 +81,7 @@ class EarlierGenerations:
         with self._lock:
             others = prior.unclaimed(name)
         for seen in others:
-            # Two operations that the application has named differently are two.
+            # Different keys from the application mean different operations.
             if not (named and self._was_named(self._entries(seen.first)[0])):
                 return self._known(seen)
         return None
@@ -95,7 +95,7 @@ class EarlierGenerations:
 
     @contextlib.contextmanager
     def reading(self, where: str) -> Iterator[None]:
-        """Around the reading of what the library keeps for itself: see :func:`understood`."""
+        """Around reading the library's own entries: see :func:`understood`."""
         try:
             with understood(where):
                 yield
@@ -103,8 +103,8 @@ class EarlierGenerations:
             raise self.unreadable(error) from error
 
     def done_before(self) -> Sequence[Journaled]:
-        """The outcomes of steps of earlier generations, in the order of the journal, those of packs too; and the open
-        intents of those that may be repeated.
+        """The outcomes of steps of earlier generations, in the order of the journal, including those in packs; and the
+        open intents of steps that may be repeated.
         """
         first, last = self.opened.base_generation, self.generation - 1
         if first > last:
@@ -115,8 +115,8 @@ class EarlierGenerations:
             raise self.standing.bar(error) from None
 
     def earlier_promises(self) -> dict[str, dict[str, Any]]:
-        """What earlier generations keep of the promises that they made, by the ids of their rows: those may have been
-        given away.
+        """What earlier generations journaled about their promises, by row id: others may have been given these
+        promises' tokens.
         """
         if self._promised is None:
             where = "the token of an earlier promise"
@@ -125,8 +125,8 @@ class EarlierGenerations:
         return self._promised
 
     def earlier_children(self) -> dict[tuple[str, str, int], dict[str, Any]]:
-        """What earlier generations keep of the child tasks that they started, by what tells those apart: their ids may
-        be of another secret than that of today.
+        """What earlier generations journaled about the child tasks that they started, by what tells these apart: not by
+        id, because the secret that ids are made with may have changed since.
         """
         where = "what is kept of earlier child tasks"
         with self.reading(where):

@@ -1,4 +1,4 @@
-"""How a body is left without having ended. Users never see these; a bare ``except:`` must not swallow them."""
+"""Exceptions that leave a body before its end. Users never see these; a bare ``except:`` must not swallow them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Cancelled", "Held", "Leave", "Park", "Suspend", "Undoing", "Waiting"
 
 
 class Leave(BaseException):
-    """Base: the body is left here, and its execution continues another time."""
+    """Base: the body is left here, and its execution continues later."""
 
 
 class Suspend(Leave):
@@ -26,7 +26,7 @@ class Suspend(Leave):
 
     @property
     def delay(self) -> float | None:
-        """Seconds from now; None where the passing of time does not end it."""
+        """Seconds from now; None if time alone does not end the wait."""
         return None if self._due is None else max(self._due - time.monotonic(), 0.0)
 
 
@@ -35,8 +35,8 @@ class Waiting(Suspend):
 
     :param timer: seconds from now until a timer is due; None for never.
     :param deadline: the same for the deadline of a promise.
-    :param awaited: promises whose settlement ends it.
-    :param names: of what is waited for.
+    :param awaited: promises whose settlement ends the wait.
+    :param names: names of what the body waits for.
     """
 
     def __init__(
@@ -49,18 +49,18 @@ class Waiting(Suspend):
     ) -> None:
         super().__init__(_earliest(timer, deadline))
         self._timer = None if timer is None else time.monotonic() + timer
-        #: Without repetitions, in order.
+        #: In order, without duplicates.
         self._awaited = dict.fromkeys(awaited)
         self._names = dict.fromkeys(names)
 
     @property
     def names(self) -> list[str]:
-        """What is waited for."""
+        """What the body waits for."""
         return list(self._names)
 
     @property
     def awaiting(self) -> Awaiting | None:
-        """The promises whose settlement ends it; None where only time does."""
+        """The promises whose settlement ends the wait; None if only time does."""
         if not self._awaited:
             return None
         timer = None if self._timer is None else max(int((self._timer - time.monotonic()) * 1000), 0)
@@ -76,18 +76,18 @@ class Waiting(Suspend):
 
 
 class Held(Waiting):
-    """Somebody else runs the operation of this step's ``key=`` right now. Until that has ended, nobody can say what
-    this step comes to, not even a body that is only to tell what there is to undo.
+    """Another execution runs the operation of this step's ``key=`` right now. Until it has ended, the outcome of this
+    step is unknown, even to a body that only shows what there is to undo.
     """
 
 
 def together(several: Iterable[Waiting | Undoing]) -> Waiting | Undoing:
-    """By what something is left whose parts were left by these."""
+    """The exception that leaves a whole whose parts were left by these."""
     parts = list(several)
     waits = [one for one in parts if isinstance(one, Waiting)]
     held = [one for one in waits if isinstance(one, Held)]
     if len(waits) < len(parts):
-        # Nothing that is waited for matters to what is undone, but the fate of a step does.
+        # A body that is undone need not wait for anything, except for the outcome of a step that is held elsewhere.
         if not held:
             return Undoing()
         waits = list(held)
@@ -104,9 +104,9 @@ def _earliest(*times: float | None) -> float | None:
 class Park(Leave):
     """An operator has to decide.
 
-    :param reason: for everybody, in logs too: no argument, no value, no message of an error.
-    :param quarantined: no step is in doubt, but continuing by itself would not help.
-    :param details: those, for whoever asks for them.
+    :param reason: for everybody, also in logs: without arguments, values and messages of errors.
+    :param quarantined: no step is in doubt, but continuing automatically would not help.
+    :param details: arguments, values and messages, for those who ask for them.
     """
 
     def __init__(self, reason: str, quarantined: bool = False, details: str = "") -> None:
@@ -121,4 +121,4 @@ class Undoing(Leave):
 
 
 class Cancelled(Leave):
-    """Its cancellation was asked for, and what it did is undone."""
+    """The execution's cancellation was requested, and what it did is undone."""

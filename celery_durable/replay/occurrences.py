@@ -7,24 +7,24 @@ from typing import Final
 
 __all__ = ["Occurrences"]
 
-#: Places of the first table: a power of two, as all that follow.
+#: Size of the first table: a power of two, like that of all later ones.
 _LEAST: Final = 16
 
 
 class Occurrences:
     """How often each of many hashes was counted.
 
-    It remembers 64 bits of each. Two hashes that have them in common count as one, which happens to nobody; but if it
-    did, they would be numbered alike in every run of the body, and that is all that the numbers are for.
+    It remembers 64 bits of each. Two hashes that share these bits count as one. That is extremely unlikely, and even
+    then they get the same numbers in every run of the body, which is all that the numbers are for.
     """
 
     __slots__ = ("_repeated", "_table", "_used")
 
     def __init__(self) -> None:
-        #: Words in the places that they point to, or behind those; 0 is a free place.
+        #: A hash table with open addressing: each word is in its own place or behind it; 0 is a free place.
         self._table: array[int] | None = None
         self._used = 0
-        #: How often those were counted that were seen again.
+        #: Counts of the hashes that were seen more than once.
         self._repeated: dict[int, int] = {}
 
     def count(self, hashed: bytes) -> int:
@@ -55,7 +55,7 @@ class Occurrences:
 
 
 def _place(table: array[int], word: int) -> int:
-    """Where a word is, or where it goes."""
+    """Where a word is, or where it is to be put."""
     last = len(table) - 1
     place = word & last
     while table[place] not in (0, word):

@@ -1,4 +1,4 @@
-"""Which changes of a body its executions have taken: ``patched()``."""
+"""Which changes of its body an execution has taken: ``patched()``."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ __all__ = ["Patches"]
 
 
 class Patches:
-    """Of one run of a body."""
+    """The patches of one run of a body."""
 
     def __init__(self) -> None:
         self._taken: dict[str, bool] = {}
-        #: The last number under which one is journaled. A body asks for other patches after each deploy, so that their
-        #: count says nothing about which numbers are free.
+        #: The last number under which a patch is journaled. A body may ask for other patches after each deploy, so
+        #: their count does not tell which numbers are free.
         self._last = 0
         #: Guards both: branches may ask at the same time.
         self._lock = threading.Lock()
 
     def load(self, row: Journaled) -> None:
-        """One that is journaled: it was taken."""
+        """Load a journaled patch: it was taken."""
         self._taken[row.name] = True
         self._last = max(self._last, row.position)
 
     def take(self, change_id: str, new: bool, append: Callable[[Entry], None]) -> bool:
-        """Whether a change is taken; a decision stays.
+        """Whether a change is taken; once decided, it stays so.
 
-        :param new: it was not decided yet, and the body is beyond everything that is journaled.
-        :raises ConfigurationError: for what cannot be the name of a change.
+        :param new: it was not decided yet, and the body has passed the end of its journal.
+        :raises ConfigurationError: if this cannot be the name of a change.
         """
         decided = self._taken.get(change_id)
         if decided is not None:

@@ -1,4 +1,4 @@
-"""Exceptions of steps that the body got, and that are not journaled before it is known whether it handles them."""
+"""Exceptions that steps raised in the body: they are journaled once it is known whether the body handles them."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ __all__ = ["BrokenOff", "PendingError", "ordinary"]
 class PendingError(NamedTuple):
     """A step's exception that the body may or may not handle."""
 
-    #: Where it lies before the body, which has handled it once it continues from there: at the step, until the branch
-    #: that the step is in has ended.
+    #: The place from which the body must continue to have handled it: that of the step; once the step's branch has
+    #: ended, that at which the branch was opened or its result was asked for.
     scope: str
     position: int
     entry: Entry
     #: Why nobody knows whether the effect happened; None where that is known.
     doubt: str | None
-    #: The task of an event loop that the step ran in.
+    #: The asyncio task that the step ran in.
     task: asyncio.Task[Any] | None = None
 
     def is_handled(self, scope: str | None, before: int) -> bool:
         """Whether it has been handled when the body continues at a position of ``scope``; None: it ends or waits."""
         if scope is None:
-            # In a branch lies only what nobody was told of; that can be tried again, but a doubt stays one.
+            # Those still in a branch were seen by nobody: such a step can be tried again, but a doubt stays one.
             return not self.scope or self.doubt is None
         return self.scope == scope and self.position < before and self._is_delivered()
 
     def _is_delivered(self) -> bool:
-        """False while it is on its way to whoever waits for the task that it was raised in."""
+        """False while nobody has received it yet from the task in which it was raised."""
         task = self.task
         if task is None or task is running_task():
             return True
@@ -41,8 +41,8 @@ class PendingError(NamedTuple):
 
 
 class BrokenOff(RuntimeError):
-    """Stands for a recorded exception that is no :class:`Exception`: somebody broke the step off (a time-out of
-    asyncio's or gevent's, say).
+    """Stands for a recorded exception that is no :class:`Exception`: the step was interrupted, for example by a
+    time-out of asyncio or gevent.
 
     :param error: the exception.
     """
@@ -53,5 +53,5 @@ class BrokenOff(RuntimeError):
 
 
 def ordinary(error: BaseException) -> Exception:
-    """A recorded exception as the rules of a step handle it: what is no :class:`Exception`, by what stands for it."""
+    """A recorded exception as the rules of a step handle it: :class:`BrokenOff` if it is no :class:`Exception`."""
     return error if isinstance(error, Exception) else BrokenOff(error)

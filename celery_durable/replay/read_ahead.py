@@ -14,7 +14,7 @@ from .scope import ScopeState
 
 __all__ = ["Ahead"]
 
-#: Branches that are read together, and entries of them at most.
+#: How many branches are read together, and how many of their entries at most.
 _BRANCHES: Final = 100
 _ENTRIES: Final = 2 * SEGMENT
 
@@ -32,9 +32,9 @@ class Ahead:
     def __init__(self, load: LoadMany | None, path_of: Callable[[int], str]) -> None:
         self._load = load
         self._path_of = path_of
-        #: Branches of which everything was read, and nobody has asked for it yet.
+        #: Branches that were read completely, and that nobody has asked for yet.
         self._whole: dict[int, Sequence[Journaled]] = {}
-        #: Every branch that was read for, also in vain.
+        #: Every branch that a read has included, even if nothing was found or kept.
         self._seen: set[int] = set()
         self._lock = threading.Lock()
 
@@ -47,12 +47,12 @@ class Ahead:
         if not run.opened.resumed:
             return None
         place = parent.place(position)
-        # A scope stands in the journal before anything of its branches does.
+        # A scope is journaled before anything in its branches.
         new = rows is None and parent.cursor.exhausted
         return cls(None if new else run.load_many, lambda number: f"{place}.{number}")
 
     def first(self, number: int) -> Callable[[], Sequence[Journaled] | None]:
-        """For the cursor of a branch: all that there is of it; None where there is too much to be read ahead."""
+        """For the cursor of a branch: all its entries; None if there are too many to be read ahead."""
         return lambda: self._take(number)
 
     def _take(self, number: int) -> Sequence[Journaled] | None:
@@ -71,7 +71,7 @@ class Ahead:
         for row in found:
             read.setdefault(paths[row.scope], []).append(row)
         if len(found) == _ENTRIES:
-            # The last one may continue, and others may come after it: those are read alone, or with the next ones.
+            # The last branch may have more entries, and others may follow: they are read alone, or next time.
             del read[paths[found[-1].scope]]
         self._whole.update(read)
         self._seen.update(read)

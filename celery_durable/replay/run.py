@@ -1,4 +1,4 @@
-"""One run of a body by this owner: its buffer, its codec, where its journal stands. Knows no SQL and no Celery."""
+"""One run of a body by this owner: its buffer, its codec, its place in the journal. Knows no SQL and no Celery."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ from .saga import Saga
 
 __all__ = ["Run"]
 
-#: For how long a reading of the database's clock is good, in seconds.
+#: How long a reading of the database's clock is used, in seconds.
 _CLOCK_KEEPS: Final = 1.0
 _TAKEN: Final = "another owner took the execution over; the guarded step was not started."
-#: A member of an enumeration is slow to get at.
+#: Looking up a member of an enumeration is slow.
 _RESULT: Final = int(EntryKind.RESULT)
 
 
@@ -74,7 +74,7 @@ class Run(EarlierGenerations):
         self.generation = opened.generation
         self.codec = codec
         self.limits, self.previews = limits, limits.previews
-        #: True where waits are sat out in place (eager mode): nobody would bring the execution back.
+        #: True in eager mode: waits block here, because nothing would send the execution's message again.
         self.inline = inline
         self.counters = Counters()
         self.buffer = ExecutionBuffer(opened.fence, opened.generation, time.monotonic(), opened.birth)
@@ -84,19 +84,19 @@ class Run(EarlierGenerations):
         self.patches = Patches()
         self.scopes: set[str] = set()
         self._promises = promises
-        #: What the database's clock said, and ``time.monotonic()`` then.
+        #: A reading of the database's clock, and ``time.monotonic()`` at that moment.
         self._clock: tuple[int, float] | None = None
         #: What is to be undone if the body fails.
         self.saga = Saga()
         self.saga.undoing = opened.cancelling
-        #: The body is on its way to an end: nothing new is started, and what was started ends first.
+        #: The body is being stopped: nothing new is started, and operations under way end first.
         self.stopping = opened.cancelling
         self._journal = journal
         self._writer = writer
         #: None where there is no journal.
         self.transactions = transactions
         self._degrade = degrade
-        #: Notifies people of what a policy decided in doubt: ``decided(call, decision)``, as the rules of steps say it.
+        #: Notifies people of what a policy decided for a step in doubt: ``decided(call, decision)``.
         self.decided = decided
         self._lock = threading.Lock()
         self._steps = 0
@@ -125,14 +125,14 @@ class Run(EarlierGenerations):
             self._failed(error)
 
     def amend(self, entry: Entry) -> None:
-        """Append an entry though the run is over: what it says is known to nobody else, and spares others a doubt."""
+        """Append an entry although the run is over: only this process knows it, and without it a step is in doubt."""
         if not self.standing.degraded:
             self._writer.amend(self.buffer, entry)
 
     def claim(self, intent: Entry, take: GuardHolder | None) -> GuardHolder | None:
-        """Commit the intent of a global key, unless somebody else than ``take`` holds the key.
+        """Commit the intent of a global key, unless somebody other than ``take`` holds the key.
 
-        Everything appended before is committed.
+        Everything appended before is committed too.
         """
         if self.standing.degraded:
             return None
@@ -222,8 +222,8 @@ class Run(EarlierGenerations):
             raise self.unreadable(error) from error
 
     def unreadable(self, error: PayloadError) -> BaseException:
-        """What the journal holds cannot be read by the code of today, which is that code's mistake and not the
-        execution's: it waits until it can be, and nothing that it did is forgotten.
+        """The present code cannot read a journaled value. The execution is not at fault: it waits until the value can
+        be read, and nothing that it did is forgotten.
         """
         return self.standing.bar(
             Park(
@@ -234,9 +234,9 @@ class Run(EarlierGenerations):
         )
 
     def plain_result(self, rows: list[Journaled], name: str, effect: int, fingerprint: bytes) -> tuple[Any] | None:
-        """The value of a step of which the journal has a result and nothing else; None where it takes a closer look.
+        """The value of a step of which the journal has a result and nothing else; None if it needs a closer look.
 
-        Nearly everything that is replayed is such a step, so this is all that nearly all of a replay costs.
+        Nearly all replayed steps are such ones, so this method is nearly all that a replay costs.
 
         :param effect: the code of the step's effect.
         """
@@ -273,10 +273,10 @@ class Run(EarlierGenerations):
             self.pending.append(pending)
 
     def hand_up(self, branch: str, scope: str, position: int, *, seen: bool) -> None:
-        """What went wrong in a branch lies before whoever opened it, or asked for its result: at this place, only what
-        comes later can have handled it.
+        """Move the errors of a branch to the place where it was opened, or where its result was asked for: they are
+        handled once the body continues after that place.
 
-        :param seen: whoever is there got the branch's exception. A doubt that nobody saw, nobody has handled.
+        :param seen: the code there got the branch's exception. Otherwise doubts stay where they are: unhandled.
         """
         if not self.pending:
             return
@@ -289,9 +289,9 @@ class Run(EarlierGenerations):
             ]
 
     def settle_errors(self, scope: str | None, before: int = 0) -> None:
-        """What went wrong earlier was handled, for the body continues.
+        """Journal earlier errors as handled, because the body continues.
 
-        :param scope: continues at this position; None: the body has come to where it ends or waits.
+        :param scope: where it continues, at position ``before``; None: the body ends or waits.
         """
         if not self.pending:
             return
@@ -302,19 +302,19 @@ class Run(EarlierGenerations):
             self.append(item.entry, finishes=True)
 
     def doubts(self) -> list[PendingError]:
-        """Guarded steps whose effect is in doubt, and that the body has not handled.
+        """Unhandled errors of guarded steps whose effect is in doubt.
 
-        Without a journal there is nothing that could wait for an operator: then errors are just errors.
+        Without a journal nothing can wait for an operator: then errors are just errors.
         """
         return [] if self.standing.degraded else [e for e in self.pending if e.doubt is not None]
 
     @property
     def is_undone(self) -> bool:
-        """What the body did is to be undone, whether it knows that yet or not."""
+        """True if what the body did is to be undone, whether the body knows that yet or not."""
         return self.stopping or self.buffer.cancelled
 
     def cannot_tell(self, entry: Entry, doubt: str) -> None:
-        """What is to be undone is in doubt, and no body that handles this exception knows better."""
+        """A step to be undone is in doubt, and stays so even if the body handles this exception."""
         self.note_error(entry, doubt)
         if self.doubts():
             self.standing.bar(Park(doubt))
@@ -342,7 +342,7 @@ class Run(EarlierGenerations):
     def look(self, ids: Sequence[str], *, values: bool = True) -> Look:
         """Some promises, and the database's clock.
 
-        :param values: False: without what they were settled with.
+        :param values: False: without their results.
         """
         try:
             before = time.monotonic()
@@ -353,14 +353,14 @@ class Run(EarlierGenerations):
         return found
 
     def clock(self) -> int:
-        """The database's clock, in ms since the epoch; this machine's is only trusted to count a second."""
+        """The database's clock, in ms since the epoch; this machine's is trusted for a second at most."""
         if self._clock is None or time.monotonic() - self._clock[1] > _CLOCK_KEEPS:
             return self.look(()).now
         now, since = self._clock
         return now + int((time.monotonic() - since) * 1000)
 
     def restore(self, promises: Sequence[NewPromise]) -> None:
-        """Make the rows of promises that the journal knows and the database does not."""
+        """Insert rows of promises that are in the journal but are missing in their table."""
         try:
             self._promises.restore(self.fence.pk, promises)
         except JournalUnavailable as error:

@@ -27,28 +27,28 @@ _MARK: Final = Entry(META, 0, 0, EntryKind.SAGA, None, "saga")
 
 
 class Saga:
-    """Of one run of a body."""
+    """The saga of one run of a body."""
 
     def __init__(self) -> None:
-        #: What another execution did, which is that one's to undo.
+        #: The prefix shared with another execution, which alone may undo its steps.
         self.shared: SharedPrefix | None = None
-        #: Things in it that would have been undone, were they this execution's.
+        #: How many undos in it would have been registered if it belonged to this execution.
         self.left_alone = 0
-        #: The journal says that this execution has something to undo, so that a cancellation does not just end it.
+        #: The journal says that this execution has something to undo, so a cancellation does not simply end it.
         self.marked = False
         #: Names of the steps that can be undone, and of the functions that undo, as far as they are journaled.
         self.named: set[str] = set()
         #: (name, fingerprint) -> how many steps of this run can be undone if need be; for functions: (name, None).
         self.registered: Counter[tuple[str, bytes | None]] = Counter()
-        #: The body has failed, or was cancelled: nothing new is begun, what was done is undone.
+        #: The body has failed, or was cancelled: nothing new is begun, and finished steps are undone.
         self.undoing = False
         #: Why, as it is journaled: the error of the body; None for a cancellation.
         self.cause: StoredPayload | None = None
-        #: The decision is journaled; by an earlier run, in which case the cause is the one that was journaled then.
+        #: The decision is journaled (decided), by an earlier run (recorded), whose journaled cause counts.
         self.decided = self.recorded = False
-        #: Celery was already notified how it ends.
+        #: Celery was already notified how the execution ends.
         self.told = False
-        #: Held while the mark is on its way into the journal.
+        #: Held while the mark is being journaled.
         self.marking = threading.Lock()
 
     def load(self, row: Journaled) -> None:
@@ -64,18 +64,18 @@ class Saga:
                 self.cause = StoredPayload(row.codec, row.payload)
 
     def is_shared(self, scope: str, position: int, *, before: bool = False) -> bool:
-        """Whether what is registered here belongs to the execution of which this is a rerun."""
+        """Whether an undo registered here belongs to the execution of which this is a rerun."""
         if self.shared is None:
             return False
-        # What is registered right before the first step that is done again is that one's too: most likely it is about
-        # the step before it.
+        # An undo registered right before the first step that is done again belongs to the original too: most likely it
+        # is about the step before it.
         at = position - 1 if before and position else position
         return self.shared.holds(scope or str(at))
 
     def marks(self, name: str) -> list[Entry]:
-        """The entries that say that there will be something to undo, as far as they are not journaled.
+        """The entries that say that there will be something to undo, as far as they are not journaled yet.
 
-        :param name: of the step, or of the function that undoes. A body that changed may not ask for it any more.
+        :param name: of the step, or of the function that undoes; journaled because a changed body may not call it.
         """
         entries = [] if self.marked else [_MARK]
         name = self._listed(name)
@@ -84,7 +84,7 @@ class Saga:
         return entries
 
     def mark(self, name: str) -> None:
-        """These entries are on their way into the journal."""
+        """Note that the entries of :meth:`marks` are being journaled."""
         self.marked = True
         self.named.add(self._listed(name))
 
@@ -92,18 +92,18 @@ class Saga:
         return name if name in self.named or len(self.named) < _MOST_NAMES else ANY
 
     def inherit(self, earlier: Saga) -> None:
-        """Take over what an earlier generation has said of itself."""
+        """Take over the marks of an earlier generation."""
         self.marked, self.named = earlier.marked, set(earlier.named)
 
     def entries(self) -> list[Entry]:
-        """What is known, for another generation."""
+        """The marks as entries, for another generation."""
         if not self.marked:
             return []
         return [_MARK, *(Entry(META, 0, _NAMES + n, EntryKind.SAGA, None, name) for n, name in enumerate(self.named))]
 
     def can_undo(self, name: str) -> bool:
         """Whether steps of this name could be undone by the body that did them."""
-        # Journals of earlier versions do not say which.
+        # Journals of earlier versions hold no names.
         return self.marked and (name in self.named or ANY in self.named or not self.named)
 
     def decide(self, cause: StoredPayload | None) -> Entry:

@@ -32,13 +32,13 @@ class ScopeState:
     def __init__(self, path: str, lane: str, cursor: ReplayCursor, end: int | None = None) -> None:
         #: "" for the body, "4.0" for the first branch of the scope at position 4, "4.0/2.1" below it.
         self.path = path
-        #: What the idempotency keys of this scope's steps have besides name and arguments.
+        #: What the idempotency keys of this scope's steps contain besides name and arguments.
         self.lane = lane
         self.cursor = cursor
         #: Number of steps that the finished branch had; None where that is not known.
         self.end = end
         self.next_position = 0
-        #: By what this scope was left, because it waits or begins nothing new: it does nothing more in this run.
+        #: The exception that left this scope, because it waits or is undone: it does nothing more in this run.
         self.left: Waiting | Undoing | None = None
         #: Parallel scopes in it that have not ended yet.
         self.open_parallels = 0

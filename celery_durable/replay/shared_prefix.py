@@ -1,6 +1,6 @@
 """The beginning of a journal that a rerun shares with the original execution.
 
-It belongs to that execution: the rerun reads it, and neither repeats nor undoes it. Every generation of a rerun begins
+It belongs to the original: the rerun reads it, and neither repeats nor undoes it. Every generation of a rerun begins
 with it.
 """
 
@@ -19,9 +19,9 @@ _ROOT: Final = re.compile(r"\d+")
 
 
 class SharedPrefix(NamedTuple):
-    """Everything of the body before a position, with the branches that begin there."""
+    """Everything in the body before a position, including branches that begin there."""
 
-    #: Whose it is.
+    #: The execution that it belongs to.
     execution_id: str
     position: int
     #: How many steps these are.
@@ -43,7 +43,7 @@ class SharedPrefix(NamedTuple):
 
 
 def mark(shared: SharedPrefix, codec: Codec, at: int) -> Journaled:
-    """The entry that says so.
+    """The entry that marks a prefix as shared.
 
     :param at: ms since the epoch, UTC.
     """
@@ -68,7 +68,7 @@ def mark(shared: SharedPrefix, codec: Codec, at: int) -> Journaled:
 
 
 def read_mark(row: Journaled, codec: Codec) -> SharedPrefix:
-    """What it says."""
+    """The shared prefix that an entry of :func:`mark` describes."""
     assert row.codec is not None
     assert row.payload is not None
     where = "what is shared with another execution"
