@@ -12,7 +12,7 @@ from celery_durable.store.records import EntryKind
 from .actions import Action, Ask, Flush, Outcome, Surroundings
 from .auditing import audit, audit_verdict
 from .call import StepCall
-from .doubts import doubt_of
+from .doubt_messages import doubt_of
 from .recording import succeed
 
 __all__ = ["Again", "decide", "indefinite", "is_definite"]

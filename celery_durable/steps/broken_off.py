@@ -17,7 +17,7 @@ from celery_durable.replay.run import Run
 from celery_durable.store.records import EntryKind
 
 from .call import StepCall
-from .doubts import doubt_of
+from .doubt_messages import doubt_of
 
 __all__ = [
     "is_broken_off",

@@ -21,7 +21,7 @@ from celery_durable.store.records import EntryKind, GuardHolder, Journaled, Stor
 from .actions import Action, Claim, Flush, HeldElsewhere, Operate, Outcome, Pause, Surroundings
 from .ambiguity import Again, decide, indefinite, is_definite
 from .call import StepCall
-from .doubts import untold
+from .doubt_messages import untold
 from .recording import Steps, failed, finished, succeed
 from .transactions.protocol import transact
 

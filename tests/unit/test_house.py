@@ -129,7 +129,7 @@ def names_in(module: Path) -> set[str]:
 def test_every_question_is_answered_by_functions_that_are_there() -> None:
     table = rows(section("## Where is ...?"))
     assert len(table) >= 20
-    assert sum(question.startswith("★") for question, _ in table) == 10
+    assert sum(question.startswith("★") for question, _ in table) >= 10
     absent = []
     for question, answer in table:
         places = re.findall(r"`([\w/]+\.py)`: `([\w.]+)`", answer)
