@@ -31,11 +31,11 @@ __all__ = ["DurableStep", "serve"]
 
 logger = logging.getLogger(__name__)
 
-#: How often the service process is looked after, in seconds.
+#: How often the service process is checked, in seconds.
 _CHECK_INTERVAL = 1.0
 #: How often the pool looks for processes that died, in seconds.
 _POOL_INTERVAL = 0.25
-#: How long it may take to end in order, in seconds.
+#: How long the service may take to stop cleanly, in seconds.
 _STOP_PATIENCE = 3
 
 
@@ -67,14 +67,14 @@ class DurableStep(bootsteps.StartStopStep):
         if _forks(worker):
             self._control = SocketControl(address_of(os.getpid()))
             set_control(app, self._control)
-            # Open before the first pool process takes a message, and for as long as services come and go.
+            # Open before the first pool process takes a message, and kept when a service process is replaced.
             self._server = listen(address_of(os.getpid()))
             self._spawn(app)
             repeat = worker.timer.call_repeatedly
             self._timers = [repeat(_CHECK_INTERVAL, self._look_after, (app,))]
             if worker.use_eventloop:
-                # Where there is none, a thread of the pool's own does that, and the timer is another one: two that
-                # replace processes at once take each other's unborn ones for dead, and the pool ends.
+                # Without an event loop the pool has its own thread for this, and timers run in another thread. Two
+                # threads that replace processes take each other's unstarted ones for dead, and the pool ends.
                 self._timers.append(repeat(_POOL_INTERVAL, self._maintain_pool, (worker,)))
         else:
             self._errands = QueuedControl(app)
@@ -85,13 +85,13 @@ class DurableStep(bootsteps.StartStopStep):
             self._timers = [worker.timer.call_repeatedly(_CHECK_INTERVAL, thread.ensure)]
 
     def stop(self, worker: Any) -> None:
-        """End the service in order."""
+        """Stop the service cleanly."""
         self._stopped = True
         for timer in self._timers:
             timer.cancel()
         if self._service is not None:
             self._service.stop()
-            # What it has claimed it must send: it may be what this very worker has just given back.
+            # It must still send what it has claimed: perhaps messages that this very worker has just given back.
             deadline = time.monotonic() + _STOP_PATIENCE
             while not self._service.ended and time.monotonic() < deadline:
                 time.sleep(0.01)
@@ -110,7 +110,7 @@ class DurableStep(bootsteps.StartStopStep):
         set_control(worker.app, None)
 
     def terminate(self, worker: Any) -> None:
-        """Test workers and cold stops call this in its place."""
+        """Test workers and cold stops call this instead of :meth:`stop`."""
         self.stop(worker)
 
     def _spawn(self, app: Celery) -> None:
@@ -130,8 +130,8 @@ class DurableStep(bootsteps.StartStopStep):
     def _maintain_pool(self, worker: Any) -> None:
         """Replace processes that died.
 
-        Celery does so when a process closes its files, which is a moment before it can be waited for. A pool that looks
-        in between has missed the event, and looks again only after 5 seconds.
+        Celery does so when a process closes its files, which is a moment before the process has exited. A pool that
+        checks in between has missed the event, and checks again only after 5 seconds.
         """
         maintain = getattr(worker.pool, "maintain_pool", None)
         if maintain is not None and not self._stopped:
@@ -153,7 +153,7 @@ def serve(app: Celery, parent: int, server: socket.socket) -> None:
     """
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    # Where the kernel does not end it with the worker, the service notices by itself that it is an orphan.
+    # If the kernel does not end it together with the worker, the service notices by itself that it is an orphan.
     set_pdeathsig("SIGKILL")
     app.set_default()
     app.set_current()

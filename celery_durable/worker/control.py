@@ -32,9 +32,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-#: Longest wait of the parent for the service, in seconds: its event loop stands still meanwhile.
+#: Longest wait of the parent for the service, in seconds: its event loop is blocked meanwhile.
 _PATIENCE: Final = 3.0
-#: The same where the service was too slow before.
+#: The same if the service was too slow before.
 _GLANCE: Final = 0.05
 
 
@@ -51,13 +51,13 @@ class Control(Protocol):
         """End an execution as failed; ``error`` names the exception and ``args`` are its arguments."""
 
     def count(self, execution_id: str) -> None:
-        """The process of its body is ended by a time limit, and it is to continue: that counts as a death of its
-        owner.
+        """A time limit ends the process of a body whose execution is to continue: this counts as a death of the
+        execution's owner.
         """
 
 
 class DirectControl:
-    """Does it here: in pools whose bodies run in the main process, and outside workers."""
+    """Writes to the journal from this process: in pools whose bodies run in it, and outside workers."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
@@ -72,7 +72,7 @@ class DirectControl:
         self._do("fail", id=execution_id, reason=reason, error=error, args=list(args))
 
     def count(self, execution_id: str) -> None:
-        """Nothing: a body that is cut off here keeps its lease, and who takes that over counts it."""
+        """Do nothing: a body that is interrupted here keeps its lease, and the owner that takes it over counts this."""
 
     def _do(self, op: str, **fields: Any) -> None:
         try:
@@ -84,18 +84,18 @@ class DirectControl:
 
 
 class SocketControl:
-    """Asks the service process. It waits for an answer only while it gets answers: what comes later is said in order, a
-    little with every :meth:`repeat`, for the worker's event loop stands still meanwhile.
+    """Asks the service process. The worker's event loop is blocked meanwhile, so it waits only while answers come in
+    time; later requests are sent in order, some with every :meth:`repeat`.
     """
 
     def __init__(self, address: str) -> None:
         self._address = address
-        #: What has not been answered, oldest first.
+        #: Requests that have not been answered, oldest first.
         self._unsaid: deque[dict[str, Any]] = deque()
-        #: Where the answer to the first of these is to come, once it was said.
+        #: The connection on which the first of these was sent, and its answer is expected.
         self._line: socket.socket | None = None
         self._heard = b""
-        #: Held by who speaks; nobody waits for it. Without an event loop, timers are another thread.
+        #: Held by the thread that sends; nobody waits for it. Without an event loop, timers run in another thread.
         self._speaking = threading.Lock()
 
     def cancel(self, execution_id: str, reason: str) -> None:
@@ -111,7 +111,7 @@ class SocketControl:
         self._say({"op": "count", "id": execution_id})
 
     def repeat(self) -> None:
-        """Say what could not be said before, as far as the answers come at once."""
+        """Send the requests that are left, as long as answers come at once."""
         if self._unsaid:
             self._progress(_GLANCE)
 
@@ -124,7 +124,7 @@ class SocketControl:
 
     def _progress(self, patience: float) -> None:
         if not self._speaking.acquire(blocking=False):
-            return  # whoever speaks says this, too
+            return  # the thread that sends will send this request too
         try:
             self._speak(patience)
         finally:
@@ -140,16 +140,16 @@ class SocketControl:
                 self._hang_up()
                 return
             if answered is None:
-                return  # it is still to come
+                return  # the answer is still to come
             if not answered:
-                # The journal did not answer: another time.
+                # The journal did not answer: try again later.
                 self._hang_up()
                 return
             self._unsaid.popleft()
         self._hang_up()
 
     def _answered(self, patience: float) -> bool | None:
-        """Whether the first one is done; None where nothing was said to it within this many seconds."""
+        """Whether the first request is done; None if no answer came within this many seconds."""
         if self._line is None:
             self._line, self._heard = connect(self._address, _GLANCE), b""
             self._line.sendall(json.dumps(self._unsaid[0]).encode() + b"\n")
@@ -176,7 +176,7 @@ _controls: weakref.WeakKeyDictionary[Celery, Control] = weakref.WeakKeyDictionar
 
 
 def set_control(app: Celery, control: Control | None) -> None:
-    """What :func:`control_of` answers in this process."""
+    """Set what :func:`control_of` returns in this process."""
     if control is None:
         _controls.pop(app, None)
     else:

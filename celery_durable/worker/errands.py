@@ -1,7 +1,7 @@
-"""What a worker's main process writes to the journal if the bodies run in that process too: by a thread of its own.
+"""A thread that writes to the journal for a worker's main process, in pools whose bodies run in that process too.
 
-The main process listens to the broker and answers the worker's remote control. A database that is down must not keep it
-from that, however many tasks are revoked meanwhile.
+The main process listens to the broker and answers the worker's remote control. A database that is down must not stop it
+from doing so, however many tasks are revoked meanwhile.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ __all__ = ["QueuedControl"]
 
 logger = logging.getLogger(__name__)
 
-#: How often the thread looks whether there is anything to say, in seconds.
+#: How often the thread checks whether there is anything to write, in seconds.
 _GLANCE: Final = 0.05
-#: Pause after the journal did not answer, in seconds.
+#: Pause after a failed attempt to reach the journal, in seconds.
 _PAUSE: Final = 1.0
 
 
@@ -37,11 +37,11 @@ class QueuedControl(DirectControl):
         super().__init__(app)
         self._waiting: deque[dict[str, Any]] = deque()
         self._stopping = False
-        # Under gevent it is a greenlet, for it shares the connections of bodies.
+        # Under gevent it is a greenlet, because it shares the connections of bodies.
         self._thread = Tended(self._run, "durable-errands", needed=lambda: bool(self._waiting))
 
     def stop(self) -> None:
-        """End the thread; what it could not say is said by nobody."""
+        """End the thread; errands that are left are dropped."""
         self._stopping = True
         self._thread.end()
 

@@ -1,4 +1,4 @@
-"""What the service does when a process of its worker asks it to."""
+"""Handles the requests that the processes of a worker send to its service."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def handle(app: Celery, message: dict[str, Any]) -> None:
         try:
             row = Runtime.of(app).operations.cancel(message["id"], message["reason"])
         except (UnknownExecution, WrongState):
-            return  # it ended on its own, or never had a row
+            return  # it has ended already, or never had a row
         after_cancel(app, row, message["reason"])
     elif op == "disown":
         report(app, message["id"], PromiseState.CANCELLED, reason_payload(message["reason"]))

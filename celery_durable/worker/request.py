@@ -1,4 +1,4 @@
-"""What the worker's main process knows of a message, and passes on to the journal."""
+"""Events that only the worker's main process sees, and passes on to the journal."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ __all__ = ["DurableRequest", "adopt"]
 class DurableRequest(Request):
     """Celery's request, for durable tasks.
 
-    A killed child needs nothing here: the recovery service sees its connection end. What nobody else sees is a hard
-    time limit: Celery marks the task failed in this process, and the execution must not come back.
+    A killed child needs nothing here: the recovery service sees its connection end. But only this process sees a hard
+    time limit: Celery marks the task failed here, and the execution must not be started again.
     """
 
     def __init__(self, message: Any, **options: Any) -> None:
         super().__init__(message, **options)
-        # The body's process must be able to store the message in the form in which it came. It is sent there anyhow.
+        # The body's process must be able to store the message in its original form. It is passed there anyway.
         if self.content_type and isinstance(self.body, (str, bytes)):
             self.request_dict[RAW_KEY] = (self.content_type, self.content_encoding, self.body)
         elif isinstance(self.body, tuple):
-            # Celery has taken it apart: in its old protocol the body holds the headers too. The serializer stays, for
-            # one may tell tuples from lists.
+            # Celery has already decoded it: in its old protocol the body holds the headers too. The serializer is
+            # kept, because some can tell tuples from lists.
             name = serializer_of(getattr(message, "content_type", None))
-            # One that reads more than it writes leaves it to the process of the body.
+            # If the serializer cannot write what it has read, the process of the body handles this.
             with contextlib.suppress(Exception):
                 if name is not None:
                     self.request_dict[RAW_KEY] = serialization.dumps(self.body, serializer=name)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """A time limit was reached. The hard one ends the execution, before the child can give it back."""
-        # In a cold stop Celery ends the children by the same way, and puts their messages back.
+        # In a cold stop Celery ends the children in the same way, and puts their messages back.
         stopping: Any = state.should_terminate
         if not soft and not stopping:
             control = control_of(self.task.app)
@@ -54,15 +54,15 @@ class DurableRequest(Request):
                 reason = f"the hard time limit of {timeout} s was exceeded"
                 control.fail(str(self.id), reason, "TimeLimitExceeded", timeout)
             else:
-                # Its message goes back to the queue, and so does its lease, as if nothing were wrong with it.
+                # Its message goes back to the queue, and its lease is given back, as if nothing were wrong.
                 control.count(str(self.id))
         super().on_timeout(soft, timeout)
 
 
 def adopt(app: Celery) -> None:
-    """Let durable tasks with a ``Request`` class of the user's be received by one that is ours, too.
+    """For durable tasks with their own ``Request`` class, use one that derives from both theirs and ours.
 
-    :raises ConfigurationError: for a class that cannot be.
+    :raises ConfigurationError: for a class with which this is impossible.
     """
     for name, task in app.tasks.items():
         if not is_durable(app, name):
@@ -85,6 +85,6 @@ def _both(theirs: type[Request]) -> type[DurableRequest]:
 
 
 def _ends_on_timeout(task: Any) -> bool:
-    """False where the application wants a task that ran out of time to be requeued; 5.7 renamed that option."""
+    """False if the application wants a task that ran out of time to be requeued; Celery 5.7 renamed that option."""
     option = getattr(task, "acks_on_timeout", None)
     return bool(option if option is not None else getattr(task, "acks_on_failure_or_timeout", True))

@@ -1,5 +1,5 @@
-"""Recovery: sends the messages of executions whose lease ran out, whose time has come, that never started, or whose
-outcome was not passed on to Celery.
+"""Recovery: sends the messages of executions whose lease ran out, that are due to continue, that never started, or
+whose outcome was not passed on to Celery.
 
 It runs separately from the bodies: in a process of its own under prefork, in a native thread in the other pools, or
 alone as ``celery durable service``. Any number may run; they share the work by skip-locked claims.
@@ -45,19 +45,19 @@ _BATCH: Final = 100
 #: Pause after a failure, in seconds; doubled up to the limit.
 _FIRST_PAUSE: Final = 0.25
 _LONGEST_PAUSE: Final = 5.0
-#: How often a service in a thread looks whether it is to stop, in seconds.
+#: How often a service in a thread checks whether it is to stop, in seconds.
 _GLANCE: Final = 0.05
-#: Bytes of a line that another process may say.
+#: Bytes of a line that another process may send.
 _LONGEST_LINE: Final = 1 << 22
-#: How often retention looks whether there is anything to do, in rounds of recovery.
+#: How often retention checks whether there is anything to do, in rounds of recovery.
 _UPKEEP_EVERY: Final = 10
 
 
 class Service:
     """One recovery service.
 
-    :param server: listens for the processes of the worker; None where they live in this one.
-    :param orphaned: says whether the worker of this service has gone.
+    :param server: listens for the processes of the worker; None if bodies run in this process.
+    :param orphaned: tells whether the worker of this service has gone.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Service:
         self.runtime = Runtime.of(app)
         self.settings = self.runtime.settings
         self._stopping = False
-        #: True when :meth:`run` has been left: nothing that was claimed is still to be sent.
+        #: True once :meth:`run` has returned: everything that was claimed has been handled.
         self.ended = False
         self._orphaned = orphaned
         self._server = server
@@ -78,7 +78,7 @@ class Service:
         self._peers: dict[socket.socket, tuple[bytes, str]] = {}
         database = self.runtime.database
         if not database.in_memory:
-            # Its own connection: never waits behind a body for one, and lives in its own thread.
+            # Its own connection: it never waits for a body to release one, and is used in its own thread only.
             database = database.again(timeout=self.settings.ack_timeout, pooled=False)
         self.recovery = RecoveryStore(
             database,
@@ -87,16 +87,16 @@ class Service:
             max_attempts=self.settings.max_attempts,
         )
         self.outbox = OutboxStore(database, namespace=self.settings.namespace, lease_ms=self.settings.lease_ms)
-        #: None where nothing is pruned by itself.
+        #: None if nothing is pruned automatically.
         self._upkeep = self._new_upkeep()
         #: In a thread of its own: no claim ever waits for it.
         self._retention = None if self._upkeep is None else Tended(self._upkeep.run, "durable-retention", native=True)
         self._connection: Any = None
         self._producer: Any = None
-        #: When the present claim was first tried (``time.monotonic()``); None where the last one was answered.
+        #: When the present claim was first tried (``time.monotonic()``); None if the last one succeeded.
         self._trying_since: float | None = None
         self._sparing_until = 0.0
-        #: When somebody knows that there will be something to do (``time.monotonic()``).
+        #: When there will be something to do, as far as was reported (``time.monotonic()``).
         self._look_by = math.inf
         if server is None:
             attend(self)
@@ -119,7 +119,7 @@ class Service:
         )
 
     def look_within(self, seconds: float) -> None:
-        """Look for what is due in this many seconds at the latest."""
+        """Look for due executions in this many seconds at the latest."""
         self._look_by = min(self._look_by, time.monotonic() + seconds)
 
     def stop(self) -> None:
@@ -136,7 +136,7 @@ class Service:
                 wait = self.round()
                 pause = _FIRST_PAUSE
             except Exception as error:
-                # Whatever it is, the next round may succeed; nothing else would recover these executions.
+                # Whatever the error is, the next round may succeed; nothing else would recover these executions.
                 expected = isinstance(error, DurableError)
                 logger.warning("recovery failed, and is tried again: %s", error, exc_info=not expected)
                 self._disconnect()
@@ -154,7 +154,7 @@ class Service:
 
         :returns: seconds until the next round is due.
         """
-        # Whatever is reported from here on may come too late for this claim.
+        # Anything reported from here on may come too late for this claim.
         self._look_by = math.inf
         if self._trying_since is None:
             self._trying_since = time.monotonic()
@@ -175,7 +175,7 @@ class Service:
 
     def _spares_owners(self) -> bool:
         """Whether leases that have run out are left alone: while the journal was out of reach nobody could renew
-        one, and live owners are given the time to.
+        a lease, so live owners get time to do it.
         """
         now, lease = time.monotonic(), self.settings.lease_timeout
         if self._trying_since is not None and now - self._trying_since > lease / 3:
@@ -193,7 +193,7 @@ class Service:
                 if done and isinstance(one, DueMessage):
                     sent.append(one.pk)
         except Exception:
-            # The broker is out of reach: as if these had not been claimed.
+            # The broker is out of reach: give back the claims that are left.
             pause = int(self.settings.recovery_interval * 1000)
             self.recovery.unsent([one.pk for one in left if isinstance(one, DueExecution)], pause)
             self.outbox.unsent([one.pk for one in left if isinstance(one, DueMessage)], pause)
@@ -254,7 +254,7 @@ class Service:
     # -- the worker's other processes -----------------------------------------------------------------------
 
     def _wait(self, seconds: float, sleep: Callable[[float], None]) -> None:
-        """Wait, and meanwhile hear what the other processes of the worker say."""
+        """Wait, and meanwhile read the messages of the worker's other processes."""
         deadline = time.monotonic() + seconds
         if self._server is None:
             while not self._stopping and (left := min(deadline, self._look_by) - time.monotonic()) > 0:
@@ -304,7 +304,7 @@ class Service:
                 raise ValueError("it does not end")
             for line in lines:
                 self._obey(connection, rest, json.loads(line))
-        # It is none of ours, or of another version: nothing that it says may end the service.
+        # The peer is a foreign process, or of another version: nothing that it sends may end the service.
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             logger.warning(
                 "a process sent a request that this service does not understand: %s: %s", type(error).__name__, error
