@@ -34,9 +34,9 @@ class AwaitingCommit(NamedTuple):
 
 
 def send_committed(messages: Iterable[AwaitingCommit]) -> bool:
-    """Send what was recorded and is committed. What cannot be sent now is left to recovery; nothing is raised.
+    """Send recorded messages that are committed. Those that cannot be sent now are left to recovery; nothing is raised.
 
-    :returns: False where the broker did not take it.
+    :returns: False if the broker did not accept them.
     """
     taken = True
     by_app: dict[int, list[AwaitingCommit]] = {}
@@ -44,8 +44,8 @@ def send_committed(messages: Iterable[AwaitingCommit]) -> bool:
         by_app.setdefault(id(message.app), []).append(message)
     for group in by_app.values():
         app, runtime = group[0].app, Runtime.of(group[0].app)
-        # A journal in memory has one connection, which the caller may have in hand. And where the commit took so long
-        # that recovery may be at the message by now, it is left to it.
+        # A journal in memory has one connection, which the caller may be using. And if the commit took so long that
+        # recovery may be sending the message by now, that is left to recovery.
         late = time.monotonic() - runtime.settings.lease_timeout / 2
         if runtime.database.in_memory or any(message.since < late for message in group):
             continue

@@ -33,7 +33,7 @@ class BackendCall:
     def stored(self) -> list[Any]:
         """The same in plain types."""
         if self.method == CHORD:
-            # Its other arguments are for backends that publish a task which waits for the chord; it was captured.
+            # The other arguments are for backends that publish a task which waits for the chord; that was captured.
             group_id, results = self.args[0]
             return [self.method, GroupResult(group_id, list(results)).as_tuple()]
         return [self.method, *self.args]

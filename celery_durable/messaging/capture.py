@@ -1,7 +1,7 @@
 """What a call would publish, captured instead of sent: the messages, and Celery's calls of the result backend.
 
-A chord's size, for example, is stored in Redis when the chord is sent. If sending is deferred, so is that: it belongs
-to the message that is published next, without which the chord cannot end.
+A chord's size, for example, is stored in Redis when the chord is sent. If sending is deferred, so is this call: it is
+kept with the message that is published next, without which the chord cannot end.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Capture", "begin", "capturing", "end", "expect_result", "here", "id_of"]
 
-#: What is published here is taken; None: it is sent.
+#: Takes the messages that are published here; None: they are sent.
 _here: ContextVar[Capture | None] = ContextVar("celery_durable_capture", default=None)
 
 
 @dataclass
 class Capture:
-    """What was taken, in the order in which it would have been sent."""
+    """Captured messages, in the order in which they would have been sent."""
 
     messages: list[Stash] = field(default_factory=list)
-    #: For the next message.
+    #: Calls that belong to the next message.
     _calls: list[BackendCall] = field(default_factory=list)
 
     def take(self, stash: Stash) -> None:
@@ -44,13 +44,13 @@ class Capture:
 
 
 def here() -> Capture | None:
-    """Where to put a message that is published here."""
+    """The capture that takes messages published here, if any."""
     return _here.get()
 
 
 @contextlib.contextmanager
 def capturing(app: Celery) -> Iterator[Capture]:
-    """Take what this thread or coroutine publishes inside; neither broker nor result backend hears of it."""
+    """Take what this thread or coroutine publishes inside; neither broker nor result backend is told."""
     _attend(app.backend)
     capture = Capture()
     token = _here.set(capture)
@@ -69,21 +69,21 @@ def begin(app: Celery) -> Capture:
 
 
 def end(capture: Capture) -> None:
-    """Take nothing more; what has been taken is its holder's."""
+    """Stop capturing; the caller keeps what was captured."""
     if _here.get() is capture:
         _here.set(None)
 
 
 def id_of(message: Any) -> Any:
-    """The id of a message that is to be published; in Celery's protocol 1 the body has it."""
+    """The id of a message that is to be published; in Celery's protocol 1 it is in the body."""
     given = message.headers.get("id")
     return message.body.get("id") if given is None and isinstance(message.body, Mapping) else given
 
 
 def expect_result(app: Celery, producer: Any, message: Any) -> None:
-    """As Celery does when it sends a message: let the result backend listen for the result, if it does not keep it.
+    """As Celery does when it sends a message: let a result backend that does not store results listen for this one.
 
-    One that keeps it listens when somebody asks, and need not be reached now.
+    A backend that stores results listens when somebody asks for one, and need not be reachable now.
     """
     backend = app.backend
     if not type(backend).persistent and not message.headers.get("ignore_result"):
@@ -91,7 +91,7 @@ def expect_result(app: Celery, producer: Any, message: Any) -> None:
 
 
 def _attend(backend: Any) -> None:
-    """Let a backend object hear nothing of what is captured; once."""
+    """Wrap a backend object, once, so that it is not told of captured messages."""
     if "durable_attended" in backend.__dict__:
         return
     on_task_call, apply_chord = backend.on_task_call, backend.apply_chord
@@ -103,7 +103,7 @@ def _attend(backend: Any) -> None:
     def put_off_apply_chord(header_result_args: Any, body: Any, **kwargs: Any) -> Any:
         capture = here()
         if capture is None or getattr(apply_chord, "__func__", None) is Backend.apply_chord:
-            # The usual way is a task that waits for the chord, and its message is captured.
+            # By default a task waits for the chord, and this task's message is captured.
             return apply_chord(header_result_args, body, **kwargs)
         backend.ensure_chords_allowed()
         capture.call(BackendCall(CHORD, (header_result_args, body), kwargs))

@@ -16,9 +16,9 @@ __all__ = ["Delivery", "stashing"]
 
 
 class Delivery:
-    """A message, the task whose body it asks for, and who runs that here.
+    """A message, the task whose body it asks for, and the owner that runs this body here.
 
-    :param request: Celery's, of the task.
+    :param request: Celery's request of the task.
     """
 
     def __init__(self, task: Task[Any, Any], request: Any) -> None:
@@ -27,7 +27,7 @@ class Delivery:
         self.eager = bool(request.is_eager)
         self.runtime = Runtime.of(task.app)
         self.owner = self.runtime.new_owner()
-        #: The message that the body sent under its own id: its retry, or what replaces it.
+        #: The message that the body sent under its own id: a retry, or a task that replaces it.
         self.stash: Stash | None = None
 
 

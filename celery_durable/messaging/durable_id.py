@@ -1,6 +1,4 @@
-"""``durable_id``: an id for a call, chosen by the caller. What may be an id, and what distinguishes the same call from
-another one.
-"""
+"""``durable_id``: an id for a call, chosen by the caller. Which ids are allowed, and when two calls are the same."""
 
 from __future__ import annotations
 
@@ -14,15 +12,15 @@ from celery_durable.identity import call_hash
 
 __all__ = ["call_hash_of", "check_id", "check_place", "one_id"]
 
-#: The journal's column.
+#: The size of the journal's column.
 _LONGEST_ID: Final = 255
 
 
 def check_id(chosen: Any, what: str = "durable_id") -> str:
     """The id, if the journal can hold it.
 
-    :param what: how its caller knows it.
-    :raises ConfigurationError: says what is wrong with it.
+    :param what: the caller's name for it.
+    :raises ConfigurationError: if the id is wrong; the message says why.
     """
     if not isinstance(chosen, str):
         raise ConfigurationError(
@@ -41,7 +39,7 @@ def check_id(chosen: Any, what: str = "durable_id") -> str:
             f"{what} {chosen!r} contains {bad!r}; control characters and line breaks are not allowed."
         )
     if chosen != chosen.strip():
-        # Databases differ in whether "a" and "a " are one.
+        # Databases differ in whether "a" and "a " are equal.
         raise ConfigurationError(f"{what} {chosen!r} begins or ends with a blank; strip it.")
     return chosen
 
@@ -63,7 +61,7 @@ def one_id(durable_id: Any, task_id: str | None) -> str:
 def check_place(name: str, message: Any, durable_id: Any) -> None:
     """Whether a message may carry a ``durable_id``.
 
-    :raises ConfigurationError: where starting it once could not be kept, or would leave others waiting.
+    :raises ConfigurationError: if a single start could not be guaranteed, or would leave others waiting.
     """
     one_id(durable_id, message.headers.get("id"))
     if message.body[2].get("chord"):
@@ -80,11 +78,11 @@ def check_place(name: str, message: Any, durable_id: Any) -> None:
 def call_hash_of(
     name: str, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, serializer: str | None
 ) -> bytes:
-    """The identity of a call: over the arguments that the body will receive, so that what the message's serializer
-    makes equal (with JSON: tuples and lists) is equal.
+    """The identity of a call: a hash of the arguments as the body will receive them, so that arguments which the
+    message's serializer makes equal (with JSON: tuples and lists) count as equal.
 
     :raises FingerprintError: for an argument without a canonical form.
-    :raises kombu.exceptions.EncodeError: for one that cannot be sent.
+    :raises kombu.exceptions.EncodeError: for an argument that cannot be sent.
     """
     content_type, encoding, data = serialization.dumps((args or (), kwargs or {}), serializer=serializer)
     received, named = serialization.loads(data, content_type, encoding, accept={content_type})

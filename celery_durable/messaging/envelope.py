@@ -50,10 +50,10 @@ WAITS_HEADER: Final = "durable_waits"
 #: On the message of a rerun: the id of the execution that it repeats.
 RERUN_HEADER: Final = "durable_rerun_of"
 
-#: On every message of a child task: the promise that its end keeps.
+#: On every message of a child task: the promise that its end settles.
 CHILD_HEADER: Final = "durable_child"
 
-#: Under which a request carries its message's content type, encoding and body, as they came from the broker.
+#: Key under which a request carries its message's content type, encoding and body, as they came from the broker.
 RAW_KEY: Final = "durable_raw"
 
 #: Headers of Celery's message protocol 2.
@@ -77,7 +77,7 @@ _PROTOCOL: Final = (
     "stamped_headers",
     "stamps",
 )
-#: What a broker or one sending adds to a message, and what would be wrong on a new one.
+#: Headers that a broker or a single sending adds to a message, and that would be wrong on a new one.
 _FOREIGN: Final = frozenset(
     {
         *("eta", PK_HEADER, WAITS_HEADER),
@@ -111,7 +111,7 @@ def from_request(task: Task[Any, Any], request: Any) -> dict[str, Any]:
             "chain": request.chain,
             "chord": request.chord,
         }
-        # As they are: a serializer may tell tuples from lists.
+        # Not converted: a serializer may tell tuples from lists.
         body = (request.args or (), request.kwargs or {}, embed)
         raw, serializer = serialization.dumps(body, serializer=task.serializer), task.serializer
     else:
@@ -160,7 +160,7 @@ def build(
     """
     content_type, encoding, data = body
     if type(data) is bytes and encoding == "utf-8":
-        # What is text is stored as text: that costs a tenth of what bytes cost, and an operator can read it.
+        # Text is stored as text: this costs a tenth of what bytes cost, and an operator can read it.
         with contextlib.suppress(UnicodeDecodeError):
             data = data.decode()
     return {
@@ -179,7 +179,7 @@ _PLAIN: Final = frozenset({str, int, bool, float, bytes, type(None)})
 
 
 def _plain(value: Any) -> Any:
-    """Headers of some transports come in subclasses of the plain types, which the codec refuses."""
+    """A header as a plain type: some transports give subclasses, which the codec refuses."""
     if type(value) in _PLAIN:
         return value
     if isinstance(value, Mapping):
@@ -216,7 +216,7 @@ def pack(envelope: Mapping[str, Any], codec: Codec) -> StoredPayload:
 def unpack(stored: StoredPayload, codec: Codec) -> dict[str, Any]:
     """An envelope from stored bytes.
 
-    :raises PayloadError: when it cannot be read here, or is none.
+    :raises PayloadError: when it cannot be read here, or is no envelope.
     """
     envelope: dict[str, Any] = codec.decode(stored.codec, stored.data, _WHERE)
     wrong = _wrong_with(envelope)
@@ -226,7 +226,7 @@ def unpack(stored: StoredPayload, codec: Codec) -> dict[str, Any]:
 
 
 _OPTIONAL: Final = (str, type(None))
-#: What an envelope is made of: see :func:`build`.
+#: The parts of an envelope: see :func:`build`.
 _PARTS: Final[dict[str, type | tuple[type, ...]]] = {
     "headers": dict,
     "properties": dict,
@@ -241,8 +241,8 @@ _ROUTE: Final = frozenset({"exchange", "routing_key", "queue"})
 
 
 def _wrong_with(envelope: Any) -> str | None:
-    """Why something is no envelope. Its parts become arguments of publishing: whoever can write to the database must
-    not be able to give others.
+    """Why something is no envelope. Its parts become arguments of publishing: those who can write to the database must
+    not be able to add any others.
     """
     if type(envelope) is not dict:
         return "it is not a message"
@@ -263,16 +263,16 @@ def _wrong_with(envelope: Any) -> str | None:
 
 
 def own_body(envelope: Mapping[str, Any]) -> Any:
-    """``(args, kwargs, embed)`` of an envelope that this process has just built of a message of its own."""
+    """``(args, kwargs, embed)`` of an envelope that this process has just built from its own message."""
     content_type = envelope["content_type"]
     return serialization.loads(envelope["body"], content_type, envelope["content_encoding"], accept={content_type})
 
 
 def accepted_body(app: Celery, envelope: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
-    """``(args, kwargs, embed)`` of a stored envelope, where the application accepts its serializer: others may run
-    code.
+    """``(args, kwargs, embed)`` of a stored envelope, if the application accepts its serializer: reading others might
+    run code.
 
-    :raises PayloadError: where it does not, or the body cannot be read here.
+    :raises PayloadError: if it does not accept it, or the body cannot be read here.
     """
     accept = of_messages(app)
     body = load(
@@ -300,7 +300,7 @@ def resend(
 
     :param pk: the primary key of its execution, where there is a row.
     :param eta: when it is to run, aware; None: at once.
-    :param started: the execution has run before, so that the message does not expire any more.
+    :param started: the execution has run before, so its message no longer expires.
     :param how: options of publishing, such as ``retry_policy``.
     :raises kombu.exceptions.OperationalError: when the broker cannot be reached.
     """
@@ -316,7 +316,7 @@ def resend(
     options: dict[str, Any] = {}
     if "delivery_mode" in properties:
         options["delivery_mode"] = properties.pop("delivery_mode")
-    # The bytes are passed on as they are: what they say is for whoever runs the task to read, and to refuse.
+    # The bytes are passed on unread: the process that runs the task reads them, or refuses to.
     body = envelope["body"]
     if isinstance(body, str):
         body = body.encode("utf-8", "surrogatepass")

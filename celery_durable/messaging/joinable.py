@@ -16,14 +16,14 @@ __all__ = ["connection_of"]
 def connection_of(
     where: Any, call: str = "enqueue()", awaited: str = "await {}.run_sync(enqueue, task, (1, 2))"
 ) -> Connection:
-    """The connection of what the caller has.
+    """The connection of the session or connection that the caller gave.
 
-    :param call: who wants to join it.
-    :param awaited: how that is said with an asynchronous session, for whose name it has a place.
+    :param call: the call that wants to join it, for messages.
+    :param awaited: how to write this call with an asynchronous session, with a placeholder for the session's name.
 
-    :raises ConfigurationError: where it has no transaction that could be joined.
+    :raises ConfigurationError: if there is no transaction that could be joined.
     """
-    # Who has one of its sessions has imported it.
+    # A caller with one of SQLAlchemy's sessions has already imported this module.
     orm = sys.modules.get("sqlalchemy.orm")
     if orm is not None and isinstance(where, orm.scoped_session):
         where = where()

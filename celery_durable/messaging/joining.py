@@ -1,7 +1,7 @@
-"""Messages in the caller's own transaction: rolled back, they never existed; committed, they are sent.
+"""Messages in the caller's own transaction: if it rolls back, they never existed; if it commits, they are sent.
 
-They are recorded through the caller's connection. When its transaction commits, they are sent at once; if that fails,
-or the process dies before, recovery sends them.
+They are recorded through the caller's connection. When its transaction commits, they are sent at once; if sending
+fails, or the process dies before, recovery sends them.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ __all__ = ["DjangoConnection", "DjangoJoined", "Sendable", "captured", "joined_t
 
 logger = logging.getLogger(__name__)
 
-#: Where a connection keeps what waits for its commit.
+#: The attribute in which a connection keeps what waits for its commit.
 _JOINED = "_celery_durable_joined"
 
 
 class Sendable(Protocol):
-    """A task, or a signature: what has ``apply_async``."""
+    """A task or a signature: it has ``apply_async``."""
 
     @property
     def app(self) -> Any: ...
@@ -49,7 +49,7 @@ class Sendable(Protocol):
 
 
 class DjangoConnection(Protocol):
-    """What ``django.db.connection`` and ``django.db.connections[alias]`` are."""
+    """The type of ``django.db.connection`` and ``django.db.connections[alias]``."""
 
     @property
     def alias(self) -> str: ...
@@ -72,7 +72,7 @@ def captured(app: Celery, publish: Callable[[], Any]) -> tuple[Any, list[Stash]]
 
 
 def storable(app: Celery, runtime: Runtime, stashes: Iterable[Stash]) -> list[tuple[Stash, Published | Unsent]]:
-    """Messages as they are recorded, and as they are sent: nobody can change them any more."""
+    """Messages as they are sent, and as they are recorded: later changes by the caller do not reach them."""
     found: list[tuple[Stash, Published | Unsent]] = []
     for stash in stashes:
         envelope = stash.envelope(app)
@@ -94,10 +94,10 @@ class Joined:
         self._connection = connection
         self._transaction: Any = None
         self._waiting: list[AwaitingCommit] = []
-        #: Key of a row that stands for it -> what is run after the commit, in eager mode.
+        #: In eager mode: key of the row that stands for a call -> the call to make after the commit.
         self._eager: dict[int, Callable[[], Any]] = {}
         connection.__dict__[_JOINED] = self
-        # SQLAlchemy has an event before a commit and none after it. Where this is not its way any more, recovery sends.
+        # SQLAlchemy has no event after a commit, so this private method is wrapped. If it is missing, recovery sends.
         commit = getattr(connection, "_commit_impl", None)
         if commit is not None:
             connection.__dict__["_commit_impl"] = lambda: self._commit(commit)
@@ -113,7 +113,7 @@ class Joined:
     def run_at_commit(
         self, runtime: Runtime, what: Sendable, args: Any, kwargs: Any, options: dict[str, Any]
     ) -> AsyncResult[Any]:
-        """Eager mode has no messages: run it after the commit. A row says whether the commit happened."""
+        """Eager mode has no messages: run the call after the commit. A row tells whether the commit happened."""
         result, run = _later(what, args, kwargs, options)
         [pk] = self._insert(what.app, runtime, [Unsent(result.id, "(eager)", StoredPayload(0, b""))])
         self._eager[pk] = run
@@ -121,7 +121,7 @@ class Joined:
 
     def _insert(self, app: Celery, runtime: Runtime, rows: list[Published | Unsent]) -> list[int]:
         if self._connection.get_transaction() is not self._transaction:
-            # What waited for another transaction is dropped: that one was rolled back.
+            # Messages of an earlier transaction that still wait are dropped: it was rolled back.
             self._waiting, self._eager = [], {}
         after = max([0, *(message.pk for message in self._waiting[-1:]), *self._eager])
         keys = _record(self._connection, app, runtime, rows, after)
@@ -143,7 +143,7 @@ class Joined:
             _run_eagerly(run)
 
     def _kept(self, waiting: list[AwaitingCommit], eager: Iterable[int]) -> set[int]:
-        """What the transaction holds at its end: savepoints may have been rolled back, or all of it be lost."""
+        """The rows that the transaction holds at its end: savepoints, or all of it, may have been rolled back."""
         durable = [message.pk for message in waiting if message.durable]
         plain = [message.pk for message in waiting if not message.durable]
         try:
@@ -156,16 +156,16 @@ class Joined:
 
 
 class _Hooks:
-    """The hooks of one commit of Django's, each of which sends what was enqueued together."""
+    """The hooks of one commit of Django's; each sends the messages of one call."""
 
     def __init__(self) -> None:
         self.begun = False
-        #: Applications whose broker did not take what an earlier hook had: the others need not wait for it, too.
+        #: Applications whose broker did not accept an earlier hook's messages: the other hooks do not try again.
         self.in_vain: set[Celery] = set()
 
 
 class DjangoJoined:
-    """What is to be sent at the commit of Django's transaction of this thread.
+    """Messages to be sent when Django's transaction of this thread commits.
 
     :raises ConfigurationError: outside ``atomic()``, and for another database.
     """
@@ -188,14 +188,14 @@ class DjangoJoined:
             AwaitingCommit(app, stash, pk, isinstance(row, Published), now)
             for pk, (stash, row) in zip(keys, rows, strict=True)
         ]
-        # Savepoints that are rolled back take their hooks with them.
+        # If a savepoint is rolled back, Django drops its hooks.
         hooks = self._hooks()
         django_connection.on_commit(self._alias, lambda: self._committed(app, waiting, hooks))
 
     def run_at_commit(
         self, runtime: Runtime, what: Sendable, args: Any, kwargs: Any, options: dict[str, Any]
     ) -> AsyncResult[Any]:
-        """Eager mode knows no messages: run it after the commit."""
+        """Eager mode has no messages: run the call after the commit."""
         result, run = _later(what, args, kwargs, options)
         django_connection.on_commit(self._alias, lambda: _run_eagerly(run))
         return result
@@ -215,7 +215,7 @@ class DjangoJoined:
         durable = [message.pk for message in waiting if message.durable]
         plain = [message.pk for message in waiting if not message.durable]
         try:
-            # An id may have been known; and PostgreSQL may have answered the commit with a rollback, unseen by Django.
+            # An id may be in use; and PostgreSQL may have answered the commit with a rollback, unseen by Django.
             kept = present(django_connection.Borrowed(self._alias), durable, plain)
         except Exception as error:
             logger.warning("messages that are recorded are left to recovery: %s", error)

@@ -62,7 +62,7 @@ def wrap_sender(app: Celery, original: Callable[..., Any]) -> Callable[..., Any]
             return None
         if not chosen and not is_durable(app, name):
             return original(producer, name, message, **options)
-        # Here it is its caller who hears of it.
+        # Checked here, so that the caller gets the error.
         check_id(capture.id_of(message), "task_id")
         if own:
             assert delivery is not None
@@ -88,7 +88,7 @@ def wrap_sender(app: Celery, original: Callable[..., Any]) -> Callable[..., Any]
 
 
 def _joins(app: Celery, stash: Stash) -> bool:
-    """Whether the message was recorded in the open transaction of Django's."""
+    """Whether the message was recorded in Django's open transaction."""
     runtime = Runtime.of(app)
     using = runtime.settings.outbox_using
     if using is None:

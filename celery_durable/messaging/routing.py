@@ -1,4 +1,4 @@
-"""Where a message goes when it is sent again: where it came from, or was about to go."""
+"""The route of a message that is sent again: to where it came from, or where it was first sent."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 
 __all__ = ["route_of", "route_to"]
 
-#: Exchanges of Celery's native delayed delivery on RabbitMQ, through which a message wanders until it is due.
+#: Exchanges of Celery's native delayed delivery on RabbitMQ, through which a message passes until it is due.
 _DELAYING: Final = re.compile(r"^(.*_)?celery_delayed_(\d+|delivery)$")
-#: And the one at their end. What is published there is due.
+#: The last of these exchanges. Messages that are published there are due.
 _DELIVERY: Final = "celery_delayed_delivery"
 #: The delay in such a message's routing key: 28 bits, before the key of its queue.
 _DELAY: Final = re.compile(r"^(?:[01]\.){28}")
@@ -25,9 +25,9 @@ def route_of(app: Celery, request: Any) -> dict[str, str]:
 
 
 def route_to(app: Celery, exchange: str | None, routing_key: str | None, queue: str | None) -> dict[str, str]:
-    """The way of a message, as options of publishing; a delay on it has passed, or is kept elsewhere."""
+    """The route of a message, as options of publishing, without a delay: it has passed, or is kept elsewhere."""
     if exchange and routing_key:
-        # Celery publishes by these two; a queue beside them, the default one perhaps, is only declared.
+        # Celery publishes by these two; if a queue is given too, perhaps the default one, it is only declared.
         delaying = _DELAYING.match(exchange)
         if delaying is None:
             return {"exchange": exchange, "routing_key": routing_key}
@@ -40,7 +40,7 @@ def route_to(app: Celery, exchange: str | None, routing_key: str | None, queue: 
 
 
 def _without_delay(app: Celery, prefix: str, routing_key: str) -> dict[str, str]:
-    """A message that was put off says by which key it is routed, and not by which exchange."""
+    """The route of a delayed message: it carries its original routing key, but not its original exchange."""
     ways: set[tuple[str, str]] = set()
     for queue in app.amqp.queues.values():
         bound: Any
@@ -50,5 +50,5 @@ def _without_delay(app: Celery, prefix: str, routing_key: str) -> dict[str, str]
     if len(ways) == 1:
         [(exchange, key)] = ways
         return {"exchange": exchange, "routing_key": key}
-    # This process does not know the queue. It is bound to the end of all delays, too.
+    # This process does not know the queue, but every queue is bound to the last of the delaying exchanges too.
     return {"exchange": f"{prefix}{_DELIVERY}", "routing_key": routing_key}

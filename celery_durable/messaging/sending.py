@@ -50,7 +50,7 @@ def _say_recorded(name: str, execution_id: str, error: Exception) -> None:
 
 
 def broker_errors(app: Celery) -> tuple[type[BaseException], ...]:
-    """What sending raises when the broker is out of reach."""
+    """Exceptions that sending raises when the broker is out of reach."""
     from kombu.exceptions import OperationalError
 
     connection = app.connection_for_write()

@@ -15,14 +15,14 @@ R = TypeVar("R", covariant=True, default=Any)
 
 
 def is_empty_chain(what: Any) -> bool:
-    """Whether it is a chain, or chain of chains, with nothing in it: Celery sends nothing, and gives no result."""
+    """Whether this is a chain, or chain of chains, with nothing in it: Celery sends nothing, and gives no result."""
     return isinstance(what, _chain) and all(is_empty_chain(link) for link in what.tasks)
 
 
 class DurableSignature(Signature[R]):
     """A signature whose ``durable_id`` is its task id as well.
 
-    A canvas gives each of its members a task id before anything is sent, and hands out results by it. Copies and
+    A canvas gives each of its members a task id before anything is sent, and its results use these ids. Copies and
     serialized forms are plain signatures that have both options.
     """
 

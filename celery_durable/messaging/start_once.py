@@ -42,10 +42,10 @@ def record(
 ) -> list[int | None]:
     """Record messages in one transaction.
 
-    :param now: how a conflict shows the arguments of the messages; default: as these do.
-    :param then: what belongs to them; see :meth:`~.store.recovery.RecoveryStore.publish`.
-    :returns: the primary key of each; None for one that is not to be sent, for it is there already.
-    :raises DurableIdConflict: where a chosen id belongs to another call; then nothing was recorded.
+    :param now: the text for the messages' arguments in a conflict; default: as the messages show them.
+    :param then: writes what belongs to them; see :meth:`~.store.recovery.RecoveryStore.publish`.
+    :returns: the primary key of each; None for a message that is not to be sent, because its row already exists.
+    :raises DurableIdConflict: if a chosen id belongs to another call; then nothing was recorded.
     :raises JournalUnavailable: when they could not be recorded; then none was accepted.
     """
     while True:
@@ -56,7 +56,7 @@ def record(
 
 
 def record_eager(task: Task[Any, Any], durable_id: str, args: Any, kwargs: Any, serializer: str | None) -> None:
-    """The same for a run that its caller does himself; where it has ended, its outcome is returned again."""
+    """As :func:`record`, for a run in the caller's process; if it has ended, its outcome is returned again."""
     app: Celery = task.app
     chosen = call_hash_of(task.name, args, kwargs, serializer or app.conf.task_serializer)
     message = Published(durable_id, task.name, 0, None, args_hash=chosen)
@@ -66,9 +66,9 @@ def record_eager(task: Task[Any, Any], durable_id: str, args: Any, kwargs: Any, 
 
 
 def _settle(app: Celery, runtime: Runtime, taken: IdTaken, now: str | None) -> None:
-    """Let the execution that has the id be known by the call, if it is its own.
+    """Store the hash of the call with the execution that has the id, if it belongs to this call.
 
-    :raises DurableIdConflict: when it is another call's, or nobody knows.
+    :raises DurableIdConflict: if it belongs to another call, or that cannot be found out.
     """
     error = difference(app, runtime, taken, now)
     if error is not None:
@@ -79,10 +79,10 @@ def _settle(app: Celery, runtime: Runtime, taken: IdTaken, now: str | None) -> N
 
 
 def difference(app: Celery, runtime: Runtime, taken: IdTaken, now: str | None = None) -> DurableIdConflict | None:
-    """None where the execution that has the id is the same call. Where it was not started by its ``durable_id``, its
-    message tells.
+    """None if the execution that has the id belongs to the same call. If it was not started by its ``durable_id``, its
+    message decides.
 
-    :param now: how the arguments are shown of a message without an envelope.
+    :param now: the text for the arguments of a message without an envelope.
     """
     message, existing = taken.message, taken.existing
     asked = _shown(runtime, message.envelope) if now is None else now
@@ -103,7 +103,7 @@ def _hash_of_stored(app: Celery, runtime: Runtime, existing: Existing) -> bytes 
         stored = envelopes.unpack(existing.envelope, runtime.envelope_codec)
         args, kwargs, _ = envelopes.accepted_body(app, stored)
         return call_hash(str(stored["headers"]["task"]), args, kwargs)
-    # Another version's, a serializer that is not accepted here, classes that are gone: then it is not known.
+    # Another version wrote it, its serializer is not accepted here, a class is gone: then the hash is unknown.
     except Exception:
         return None
 
@@ -121,7 +121,7 @@ def _conflict(message: Published, now: str, task: str, when: str, then: str) -> 
 
 
 def _shown(runtime: Runtime, envelope: Any) -> str:
-    """Arguments as Celery shows them in logs and events: whoever hides one there (``argsrepr=``) has hidden it here."""
+    """Arguments as Celery shows them in logs and events: those hidden there (``argsrepr=``) are hidden here too."""
     if envelope is None:
         return "(its arguments are not stored)"
     headers = envelopes.unpack(envelope, runtime.envelope_codec)["headers"]

@@ -25,14 +25,14 @@ __all__ = ["Stash", "rows_of"]
 
 @dataclass(frozen=True)
 class Stash:
-    """A message on its way to the broker, with everything its sender was given."""
+    """A message on its way to the broker, with all arguments of the call that sends it."""
 
     name: str
     message: Any
     options: dict[str, Any]
-    #: Its id is a ``durable_id``: the call is done once.
+    #: Its id is a ``durable_id``: the call is made once.
     chosen: bool = False
-    #: Calls of the result backend before it is sent.
+    #: Calls of the result backend to be made before it is sent.
     before: tuple[BackendCall, ...] = ()
 
     @property
@@ -79,12 +79,12 @@ class Stash:
         return Unsent(self.id, self.name, envelope)
 
     def frozen(self, envelope: Mapping[str, Any]) -> Stash:
-        """The message as it was put into the envelope: its sender may change an argument until it is sent."""
+        """The message as it is in the envelope: the caller may still change an argument before it is sent."""
         message = self.message._replace(headers=dict(self.message.headers), body=envelopes.own_body(envelope))
         return dataclasses.replace(self, message=message)
 
     def send(self, app: Celery, pk: int | None, original: Callable[..., Any], producer: Any) -> Any:
-        """Hand it to the broker, with the key of its execution where it has one."""
+        """Hand the message to the broker, with the key of its execution if it has one."""
         for call in self.before:
             call.tell(app)
         if pk is not None:

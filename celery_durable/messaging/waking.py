@@ -1,4 +1,4 @@
-"""Sends the message of an execution that continues because what it waits for has come."""
+"""Sends the message of an execution that continues because its wait has ended."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["wake"]
 
 logger = logging.getLogger(__name__)
 
-#: A broker that does not answer is left to recovery: whoever keeps a promise should not have to wait for it.
+#: If the broker does not answer, recovery sends: the process that settles a promise should not have to wait.
 _PUBLISH: dict[str, Any] = {
     "retry": True,
     "retry_policy": {"max_retries": 1, "interval_start": 0, "interval_max": 0},
@@ -25,7 +25,7 @@ _PUBLISH: dict[str, Any] = {
 
 
 def wake(app: Celery, waking: Waking) -> None:
-    """Send the message of an execution that continues; where that fails, recovery does it."""
+    """Send the message of an execution that continues; if this fails, recovery does it."""
     if waking.envelope is None:
         return
     runtime = Runtime.of(app)
@@ -33,7 +33,7 @@ def wake(app: Celery, waking: Waking) -> None:
         message = envelopes.unpack(waking.envelope, runtime.envelope_codec)
         with app.producer_or_acquire() as producer:
             envelopes.resend(app, message, waking.pk, producer=producer, **_PUBLISH)
-    # Whatever the broker's client raises: the promise is kept, and recovery is there for the rest.
+    # Whatever the broker's client raises: the promise is settled, and recovery does the rest.
     except Exception as error:
         logger.warning(
             "%s[%s] continues when recovery sends its message, because the broker did not accept it: %s: %s",
