@@ -1,14 +1,14 @@
 """What one execution has appended to its journal, and how much of it is committed.
 
 Until an entry is known to be committed, it is in this queue and nowhere else: first by itself, then in a batch that was
-sent in a commit. Each step from one to the next is a single instruction, so that the queue says what is left to be
-done, whatever exception is raised in the middle of a commit:
+sent in a commit. Each change between these states is a single instruction, so the queue always shows what is left to be
+done, even if an exception is raised in the middle of a commit:
 
-* a batch at its front was sent to the database: it may be committed (**limbo**), unless its commit is under way. It is
-  sent **again** as such (``Batch.again``), and never in another form, because it is recognised by its first row;
-* what follows was sent to nobody.
+* batches at its front were sent to the database: they may or may not be committed (**limbo**). Such a batch is sent
+  **again** as it is (``Batch.again``), never in another form, because it is recognised by its first row;
+* entries behind them have not been sent.
 
-An execution is **born** once its row is known to be in the database. Until then its first batch brings the row along.
+An execution is **born** once its row is known to be in the database. Until then its first batch inserts the row too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .standing import Standing
 
 __all__ = ["BATCH_BYTES", "BATCH_ENTRIES", "COMMIT_BYTES", "COMPANY", "NOBODY", "ExecutionBuffer", "oldest"]
 
-#: What a batch holds at most, unless a single entry is larger: payloads in bytes, and entries.
+#: The most that a batch holds, unless a single entry is larger: payloads in bytes, and entries.
 BATCH_BYTES: Final = 1 << 20
 #: The most that one commit takes, in bytes of payloads.
 COMMIT_BYTES: Final = 2 * BATCH_BYTES
@@ -30,10 +30,10 @@ BATCH_ENTRIES: Final = 1000
 #: The most executions that share a commit.
 COMPANY: Final = 200
 
-#: Whether it finishes a step, and the entry itself.
+#: Whether an entry finishes a step, and the entry.
 Appended = tuple[bool, Entry]
 
-#: Has nothing in hand.
+#: The turn of no commit: nothing is being committed.
 NOBODY: Final = Turn(over=True)
 
 
@@ -67,24 +67,24 @@ class ExecutionBuffer:
         self.queue: list[Batch | Appended] = []
         #: The number of the last entry that is known to be committed.
         self.committed = 0
-        #: What the entries of the queue hold, roughly: threads that append at the same time count together.
+        #: Size of the queue's entries, roughly: threads that append at the same time may lose a count.
         self.bytes = 0
-        #: The commit that has this execution in hand, while it is not over.
+        #: The commit that handles this execution, until that is over.
         self.hand = NOBODY
-        #: How many executions may share a commit with this one. Fewer after commits that failed: one of them may be
-        #: the reason.
+        #: How many executions may share a commit with this one. Fewer after failed commits: one of the executions may
+        #: be the reason.
         self.company = COMPANY
-        #: Goes in with the first batch, where there is no row yet.
+        #: Written with the first batch, if there is no row yet.
         self.birth = birth
-        #: The row is known to be there.
+        #: The row is known to be in the database.
         self.born = birth is None
-        #: The database takes no row of it: nothing else can be written either.
+        #: The database refuses the row: nothing else can be written either.
         self.unborn = False
         #: time.monotonic() of the first append that is not committed yet.
         self.dirty_since = 0.0
-        #: Its cancellation was asked for; what it appends is still committed.
+        #: Its cancellation was requested; its entries are still committed.
         self.cancelled = False
-        #: What is left is on its way together with the end of the run.
+        #: The entries that are left are committed together with the end of the run.
         self.closed = False
         #: time.monotonic() just before the latest transaction that verified the lease.
         self.verified_at = verified_at
@@ -94,10 +94,10 @@ class ExecutionBuffer:
         return self.committed >= number and self.born
 
     def lacks(self, number: int) -> bool:
-        """Whether a commit together with others is what an entry needs."""
+        """Whether an entry still needs a commit, and that one may be shared with other executions."""
         return not (self.committed >= number and self.born) and self.standing.refused is None and self.company > 1
 
-    # -- for whoever holds the writer's sealing lock ----------------------------------------------------------
+    # -- only for the holder of the writer's sealing lock -----------------------------------------------------
 
     def told(self) -> int:
         """How many batches at the front of the queue were sent to the database."""
@@ -110,7 +110,7 @@ class ExecutionBuffer:
 
     @property
     def last(self) -> int:
-        """The number of the last entry that was appended; they are numbered as they stand in the queue."""
+        """The number of the last entry that was appended; entries are numbered in the order of the queue."""
         queue = self.queue
         if not queue or type(queue[0]) is not Batch:
             return self.committed + len(queue)
@@ -118,7 +118,7 @@ class ExecutionBuffer:
         return self._number(told) + len(queue) - told
 
     def _number(self, told: int) -> int:
-        """That of the last entry in the first batches."""
+        """The number of the last entry in the first batches."""
         return self.queue[told - 1].last if told else self.committed  # type: ignore[union-attr]
 
     def seal(self) -> list[Batch]:
@@ -128,7 +128,7 @@ class ExecutionBuffer:
         """
         queue = self.queue
         told = self.told() if queue and type(queue[0]) is Batch else 0
-        # Others may append at this moment, behind these.
+        # Other threads may append at this moment, behind these.
         items: list[Appended] = queue[told:]  # type: ignore[assignment]
         fresh: list[Batch] = []
         if items or not (told or self.born):
@@ -144,7 +144,7 @@ class ExecutionBuffer:
         return fresh
 
     def take(self) -> Batch:
-        """Make one batch of all that is appended, where no batch is left from before."""
+        """Make one batch of all that is appended; only if no earlier batch is left."""
         items: list[Appended] = self.queue[:]  # type: ignore[assignment]
         batch = self._batch(items, 0, self.committed)
         self.queue[: len(items)] = [batch] if items or batch.birth else []
@@ -169,14 +169,14 @@ class ExecutionBuffer:
         if not items:
             return Batch(self.fence, self.generation, (), 0, False, birth, number)
         if len(items) == 1:
-            # As between the two commits of a guarded step, where nothing is amortised.
+            # A fast path for the two commits of a guarded step, which hold one entry each.
             [(finishes, entry)] = items
             return Batch(self.fence, self.generation, (entry,), 1 if finishes else 0, False, birth, number + 1)
         finished, entries = zip(*items, strict=True)
         return Batch(self.fence, self.generation, entries, sum(finished), False, birth, number + len(items))
 
     def halve(self, batch: Batch) -> list[Batch]:
-        """Make two of a batch that the database has refused, if it is more than one thing; nothing of it is in."""
+        """Split a batch that the database has refused as a whole, unless it holds a single thing."""
         middle = len(batch.entries) // 2
         if not middle and not (batch.birth is not None and batch.entries):
             return []
@@ -190,16 +190,16 @@ class ExecutionBuffer:
         return []
 
     def acknowledge(self, batch: Batch) -> None:
-        """A batch is in."""
+        """Note that a batch is committed."""
         if batch.last > self.committed:
             self.committed = batch.last
         self.born = True
         self.forget(batch)
 
     def forget(self, batch: Batch) -> None:
-        """Take a batch out of the queue, where it is the first one."""
+        """Take a batch out of the queue, if it is the first one."""
         queue = self.queue
-        # It is, nearly always, and this very object: to look into it costs more.
+        # Nearly always it is this very object, and comparing identity is cheaper.
         if queue and (queue[0] is batch or (type(queue[0]) is Batch and queue[0].last == batch.last)):
             del queue[0]
 
@@ -207,7 +207,7 @@ class ExecutionBuffer:
 def oldest(everyone: list[ExecutionBuffer]) -> list[ExecutionBuffer]:
     """Executions that share the next commit.
 
-    :param everyone: those with something to commit; who has waited longest stands first.
+    :param everyone: executions with something to commit; the one that has waited longest comes first.
     """
     if len(everyone) == 1 and everyone[0].company > 1:
         return everyone

@@ -20,21 +20,21 @@ __all__ = ["PACKS", "SEGMENT", "ReplayCursor", "read_whole"]
 
 #: Entries per read.
 SEGMENT: Final = 100
-#: Rows per read where packs are expected: each may be a segment, and is held as it was read until its turn comes.
+#: Rows per read if packs are expected: each may be a whole segment, and is held until its turn comes.
 PACKS: Final = 4
 
 #: Reads up to ``rows`` entries of one scope from a position on, in order.
 Load = Callable[[int, int], Sequence[Journaled]]
 
 
-#: A member of an enumeration is slow to get at.
+#: Looking up a member of an enumeration is slow.
 _CHECKPOINT: Final = int(EntryKind.CHECKPOINT)
 
 
 def read_whole(load: Load, position: int, limit: int) -> tuple[Sequence[Journaled], int, bool]:
-    """About ``limit`` rows from ``position`` on, of whole positions: more where a single one has more.
+    """About ``limit`` rows from ``position`` on, never part of a position: more if a single position has more.
 
-    :returns: the rows, where the next read begins, and whether there is nothing more.
+    :returns: the rows, where the next read begins, and whether these are the last rows.
     """
     while True:
         rows = load(position, limit)
@@ -42,7 +42,7 @@ def read_whole(load: Load, position: int, limit: int) -> tuple[Sequence[Journale
             return rows, position, True
         last = rows[-1]
         if last.kind == _CHECKPOINT:
-            # It is the last of its position, and there is nothing between it and the end of what it holds.
+            # A pack is the last row of its position, and no other rows are at the positions that it covers.
             return rows, last.position + 1, False
         # The last position may have been cut in two: leave it to the next read.
         if rows[0].position != last.position:
@@ -53,14 +53,14 @@ def read_whole(load: Load, position: int, limit: int) -> tuple[Sequence[Journale
 class ReplayCursor:
     """Hands out the journal's entries by position, reading ahead one segment at a time.
 
-    Positions may be taken out of order (coroutines do): what was read and not taken is kept. Safe to use from
+    Positions may be taken out of order (coroutines do): entries that were read and not taken are kept. Safe to use from
     several threads.
 
     :param load: reads entries of this scope.
-    :param empty: True where the scope is known to hold nothing: then nothing is read.
-    :param long: True where it may hold more than a segment: most likely in packs, each of which may be a segment.
-    :param unreadable: what is raised for rows that cannot be read; None: the error itself.
-    :param first: gives all entries of this scope, if they were read already; None where they were not.
+    :param empty: True if the scope is known to hold nothing: then nothing is read.
+    :param long: True if it may hold more than a segment: most likely in packs, each of which may be a segment.
+    :param unreadable: makes the exception for rows that cannot be read; None: the error itself is raised.
+    :param first: gives all entries of this scope, if they were read already; otherwise None.
     """
 
     def __init__(
@@ -82,12 +82,12 @@ class ReplayCursor:
         #: Rows that were read and not handed out, and where the next read begins.
         self._ahead: deque[Journaled] = deque()
         self._next = 0
-        #: There is nothing beyond what was read.
+        #: The last row of the scope has been read.
         self._ends = False
         self._groups: dict[int, list[Journaled]] = {}
         #: Everything below this position has been handed out, or waits to be taken.
         self._read_to = 0
-        #: Everything that there is has been read.
+        #: All rows of the scope have been read, and are handed out or wait to be taken.
         self.exhausted = empty
         self._lock = threading.Lock()
 
@@ -113,7 +113,7 @@ class ReplayCursor:
         return self.exhausted or position < self._read_to
 
     def first_left(self, position: int) -> list[Journaled] | None:
-        """The first entries at or beyond ``position``; they stay."""
+        """The first entries at or beyond ``position``, without taking them."""
         if not self.has(position):
             return None
         return self._groups[min(p for p in self._groups if p >= position)]
@@ -124,7 +124,7 @@ class ReplayCursor:
         return bool(self._groups)
 
     def rest(self) -> Iterator[list[Journaled]]:
-        """All that has not been taken, position by position; it is taken by that."""
+        """Take everything that is left, position by position."""
         while True:
             for position in sorted(self._groups):
                 yield self._groups.pop(position)
@@ -143,7 +143,7 @@ class ReplayCursor:
             raise self._unreadable(error) from error
 
     def _read_segment(self) -> None:
-        """Hand out what was read ahead, as far as a segment goes; rows are read where there is nothing more."""
+        """Hand out up to a segment of the rows that were read ahead; read more if there are none."""
         ahead = self._ahead
         if not ahead:
             self._read_ahead()
@@ -156,10 +156,10 @@ class ReplayCursor:
                 steps.append(row)
                 continue
             steps += unpack(row)
-            # As many rows as make a segment, if those that come are like these.
+            # As many rows as make a segment, if the next ones are like these.
             self._limit = max(PACKS, self._segment * number // len(steps))
             if len(steps) * 2 > self._segment:
-                break  # a pack is the last of its position, so that none is cut in two here
+                break  # a pack is the last row of its position, so no position is cut in two here
         groups = self._groups
         end = self._read_to
         for row in steps:
@@ -182,5 +182,5 @@ class ReplayCursor:
             return
         rows, self._next, self._ends = read_whole(self._load, self._next, self._limit)
         self._ahead.extend(rows)
-        # More, if these turn out to be no packs; not many more at once, for packs may follow.
+        # Read more next time, in case these are no packs; but not many more at once, because packs may follow.
         self._limit = min(self._limit * 2, self._segment)

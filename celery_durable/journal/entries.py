@@ -1,4 +1,4 @@
-"""What the entries of the journal mean: those of one position have one meaning."""
+"""What the entries of the journal mean: all entries of a position together have one meaning."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
     "only_audits",
 ]
 
-#: What the effects of steps are stored as.
+#: The effects of steps by the codes that are stored.
 EFFECT_OF_CODE: Final = {
     EffectCode.IDEMPOTENT: Effect.IDEMPOTENT,
     EffectCode.AT_LEAST_ONCE: Effect.AT_LEAST_ONCE,
@@ -34,9 +34,9 @@ CODE_OF_EFFECT: Final = {effect: code for code, effect in EFFECT_OF_CODE.items()
 
 
 class Past(enum.Enum):
-    """The state that the entries of a position result in."""
+    """The state that the entries of a position add up to."""
 
-    #: An intent without a result: nobody knows whether it happened.
+    #: An intent without a result: nobody knows whether the effect happened.
     OPEN = "open"
     #: Tries failed in a known way, or an operator said "run it": the step may be tried.
     TRY = "try"
@@ -87,12 +87,12 @@ _MEANING: Final = {
     EntryKind.CALL: Past.WAITING,
 }
 
-#: Nothing else says what became of these steps; a value of None has a payload too.
+#: States that need a payload, because only it tells the outcome; a value of None has a payload too.
 _TELLING: Final = (Past.DONE, Past.ERROR, Past.SKIPPED)
 
 
 def is_scope(rows: Sequence[Journaled]) -> bool:
-    """True when a position holds a parallel scope and no step."""
+    """True when a position holds a parallel scope, not a step."""
     return rows[0].kind in (EntryKind.SCOPE, EntryKind.SCOPE_END)
 
 
@@ -147,9 +147,9 @@ def fold(rows: Sequence[Journaled], *, payloads: bool = True) -> Recorded:
 
 
 def effect_of(row: Journaled) -> Effect | None:
-    """The effect of an entry's step; None for what is no step's.
+    """The effect of an entry's step; None if the entry is not of a step.
 
-    :raises JournalCorrupted: for one that this version does not know.
+    :raises JournalCorrupted: for an effect that this version does not know.
     """
     try:
         return None if row.effect is None else EFFECT_OF_CODE[EffectCode(row.effect)]

@@ -10,7 +10,7 @@ from celery_durable.common.threads import Bell, Tended
 
 __all__ = ["FlushTimer"]
 
-#: How long it looks around after the last append, in seconds, and how often at most.
+#: How long the thread keeps checking after the last append, and its shortest pause, in seconds.
 _QUIET: Final = 1.0
 _SHORTEST_PAUSE: Final = 0.001
 #: It ends after this many seconds without an append; the next append starts it again.
@@ -18,11 +18,11 @@ _IDLE: Final = 5.0
 
 
 class FlushTimer:
-    """Sees to it that what has waited long enough is committed, by a thread that lives while there is something to do.
+    """Commits entries that have waited long enough, in a thread that runs while there is something to do.
 
-    :param interval: seconds within which something is to be committed.
-    :param due: seconds until something must be committed; None where nothing waits.
-    :param commit: commits what is due; False where another try makes no sense for a while.
+    :param interval: seconds within which an entry is to be committed.
+    :param due: seconds until something must be committed; None if nothing waits.
+    :param commit: commits what is due; False if another try makes no sense for a while.
     """
 
     def __init__(self, interval: float, *, due: Callable[[], float | None], commit: Callable[[], bool]) -> None:
@@ -31,18 +31,18 @@ class FlushTimer:
         self._commit = commit
         self._bell = Bell()
         self._thread = Tended(self._run, "durable-flush", needed=lambda: due() is not None)
-        #: It looks around, so that nobody needs to wake it.
+        #: The thread checks regularly, so nobody needs to wake it.
         self.watching = False
-        #: Looks after the other thread of this process, whenever this one comes by; True while that is needed.
+        #: Called regularly by the thread: keeps the process's other thread alive, and is True while that is needed.
         self.companion: Callable[[], bool] = bool
 
     def rouse(self) -> None:
-        """Something waits now, and nobody is watching."""
+        """Start or wake the thread: an entry waits, and nobody is watching."""
         self._thread.ensure()
         self._bell.ring()
 
     def tend(self) -> None:
-        """Whoever comes by sees to it that the thread lives, and does its work where it is late."""
+        """Restart the thread if it has died, and commit in its place if it is late."""
         alive = self._thread.ensure()
         due = self._due()
         if due is not None and due < -_QUIET:
@@ -59,12 +59,12 @@ class FlushTimer:
         try:
             self._watch(sleep)
         finally:
-            self.watching = False  # whoever appends next looks after the thread
+            self.watching = False  # the next append starts the thread again
 
     def _watch(self, sleep: Callable[[float], None]) -> None:
         needed = time.monotonic()
         while not self._thread.ended:
-            # In this order: who appends first tells of it, then looks whether it is seen.
+            # In this order, because an append first marks its buffer as dirty, then checks `watching`.
             self.watching = False
             if self._due() is None and not self._bell.wait(_QUIET):
                 if not self.companion() and time.monotonic() - needed > _IDLE:
@@ -75,7 +75,7 @@ class FlushTimer:
             needed = time.monotonic()
 
     def _look_around(self, sleep: Callable[[float], None]) -> None:
-        """While there is work the thread looks by itself: to wake it costs a body more than to be watched."""
+        """Check regularly while there is work: for a body, this is cheaper than to wake the thread each time."""
         looked = quiet_since = time.monotonic()
         while not self._thread.ended:
             due = self._due()
@@ -87,7 +87,7 @@ class FlushTimer:
                 sleep(due)
             else:
                 quiet_since = time.monotonic()
-                # Perhaps somebody else is at it.
+                # Another thread may be committing.
                 sleep(self._pause if self._commit() else _QUIET)
             if time.monotonic() - looked > _QUIET:
                 looked = time.monotonic()

@@ -1,13 +1,13 @@
 """Packs: neighbouring finished steps in one journal row.
 
-A row costs a database many times what a hundred more bytes in a row cost. So finished steps that are committed
-together, and need not be found by a key, share a row. Folding a long journal makes the same rows of steps that were
-written one by one (:mod:`~.replay.checkpoint`).
+For a database, another row costs many times more than a hundred bytes more in a row. So finished steps that are
+committed together, and need not be found by a key, share a row. Folding a long journal makes the same rows of steps
+that were written one by one (:mod:`~.replay.checkpoint`).
 
-A pack is, one after the other: a byte for its form; CRC-32 of all that follows it, 4 bytes; the length of the header,
-4 bytes; the header; the fingerprints, 32 bytes each; the payloads. Numbers are big-endian. The header is a JSON list:
-how many steps these are, then the columns entry, effect, name, attempt, at, duration_us, codec and size, that of the
-payload; each column is a list, or a single value where all steps have the same.
+A pack consists of: a byte for its form; CRC-32 of everything after it, 4 bytes; the length of the header, 4 bytes; the
+header; the fingerprints, 32 bytes each; the payloads. Numbers are big-endian. The header is a JSON list: the number of
+steps, then the columns entry, effect, name, attempt, at, duration_us, codec and size (of the payload); each column is a
+list, or a single value if it is the same for all steps.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from celery_durable.store.records import FOUND_BY_PLACE, MOST_ENTRIES, Batch, En
 
 __all__ = ["LARGEST", "MOST", "is_packable", "pack", "packed", "unpack", "unpacked"]
 
-#: Steps in a pack, at least and at most: what a replay holds in memory is a pack.
+#: Steps in a pack, at least and at most: a replay holds a whole pack in memory.
 _LEAST: Final = 4
 MOST: Final = 100
-#: What a pack may take, and what a step's payload may take in one, in bytes: beyond, a row of its own costs little.
+#: Largest size of a pack, and of a step's payload in it, in bytes: for larger ones a separate row costs little.
 LARGEST: Final = 65_536
 _LARGE: Final = 16_384
 
@@ -36,11 +36,11 @@ _FORM: Final = 1
 #: Bytes of a fingerprint.
 _PRINT: Final = 32
 
-# A member of an enumeration is slow to get at.
+# Looking up a member of an enumeration is slow.
 _RESULT: Final = EntryKind.RESULT
 _CHECKPOINT: Final = EntryKind.CHECKPOINT
 
-#: What stands in the columns of a header.
+#: Types of the values in a header's columns.
 _TEXTS: Final = frozenset({str})
 _NUMBERS: Final = frozenset({int})
 _PERHAPS: Final = frozenset({int, type(None)})
@@ -62,7 +62,7 @@ def is_packable(entry: Entry) -> bool:
 
 
 def packed(batch: Batch) -> Batch:
-    """The same batch in fewer rows, where it has neighbours that a pack can hold."""
+    """The same batch in fewer rows, if it has neighbouring steps that a pack can hold."""
     entries = batch.entries
     if len(entries) < _LEAST:
         return batch
@@ -71,7 +71,7 @@ def packed(batch: Batch) -> Batch:
     size = 0
     after: tuple[str, int] | None = None
     for entry in entries:
-        # A step with failed tries has other rows at its position, and stays among them.
+        # A step with failed tries has other rows at its position, and stays with them.
         fits = entry.entry == 0 and is_packable(entry)
         if run and (not fits or (entry.scope, entry.position) != after or len(run) == MOST or size > LARGEST):
             rows += _as_rows(run)
@@ -94,9 +94,9 @@ def pack(steps: Sequence[Entry], at: Sequence[int] | None = None) -> Entry:
     """The row that stands for several steps.
 
     :param steps: of one scope, at positions without a gap; each :func:`is_packable`.
-    :param at: when each was committed, in ms since the epoch; None: with the row.
+    :param at: when each was committed, in ms since the epoch; None: together with the row.
     """
-    # All of them have both.
+    # Every packable step has a payload and a fingerprint.
     payloads = cast("list[StoredPayload]", [step.payload for step in steps])
     prints = cast("list[bytes]", [step.fingerprint for step in steps])
     columns = [
@@ -148,7 +148,7 @@ def unpack(row: Journaled) -> list[Journaled]:
     """
     try:
         return list(map(to_journaled, _rows(row)))
-    # Damaged bytes make a parser raise nearly anything.
+    # With damaged bytes a parser may raise nearly any exception.
     except Exception as error:
         where = f"the checkpoint at position {row.position} of generation {row.generation}"
         raise corrupted(where, f"{type(error).__name__}: {error}") from error

@@ -4,10 +4,10 @@ There are three states, each with one meaning and one rule:
 
 * **refused**: the journal accepts nothing more from this owner. The first reason stays, because later ones are its
   consequences; only a final reason replaces an outage, and a lost lease replaces everything, because then this owner
-  never commits again. It is set by whoever notices it: the writer, or the thread that renews leases.
+  never commits again. The writer sets it, or the thread that renews leases.
 * **barred**: every further request of the body gets this error. The first reason stays: a body that catches it once
-  gets the same again. A refusal bars the body at its next request. The journal can also bar it: by a step in doubt, a
-  changed body, or a value that cannot be read.
+  gets the same again. A refusal bars the body at its next request. So does what the journal holds: a step in doubt,
+  steps of a different body, or a value that cannot be read.
 * **degraded**: the journal could not be reached, and the application has chosen to continue without it. Nothing is
   appended any more, so an outage refuses nothing, and nothing can wait for an operator. It stays so until the run ends.
 
@@ -26,33 +26,33 @@ _FINAL = (LeaseLost, EntryRefused)
 
 
 class Standing:
-    """Of one execution, in one run of it. Shared by its body, its buffer and the threads that serve both."""
+    """The standing of one run of an execution. Shared by its body, its buffer and the threads that serve both."""
 
     __slots__ = ("barred", "degraded", "refused")
 
     def __init__(self) -> None:
         #: Why nothing may be appended any more.
         self.refused: DurableError | None = None
-        #: What every further request of the body gets.
+        #: The error that every further request of the body gets.
         self.barred: BaseException | None = None
         #: The rest of the run is not durable.
         self.degraded = False
 
     @property
     def is_final(self) -> bool:
-        """What is refused now, is refused for ever: no other try, and no other owner's, would change it."""
+        """True if the refusal is permanent: neither another try nor another owner would change it."""
         return isinstance(self.refused, _FINAL)
 
     def refuse(self, error: DurableError) -> None:
-        """The journal takes nothing more."""
+        """Note that the journal accepts nothing more."""
         before = self.refused
         if before is None or isinstance(error, LeaseLost) or (isinstance(error, _FINAL) and not self.is_final):
             self.refused = error
 
     def bar(self, error: BaseException) -> BaseException:
-        """The body must not continue.
+        """Bar the body from continuing.
 
-        :returns: why not: the first reason.
+        :returns: the first reason for it.
         """
         if self.barred is None:
             self.barred = error
@@ -64,16 +64,16 @@ class Standing:
             raise self.barred
 
     def degrade(self) -> None:
-        """Go on without the journal."""
+        """Continue without the journal."""
         self.degraded = True
         self.refused = None
 
     def lift(self) -> None:
-        """The body has ended, and whoever ends the execution has something to say to the journal."""
+        """Lift the bar: the body has ended, and the code that ends the execution needs to write to the journal."""
         self.barred = None
 
     def pardon(self) -> None:
-        """A single entry was refused, and the end of the execution is to be written without it. The body stays barred:
-        Celery is not notified of an end that is not one.
+        """Take back the refusal of a single entry: the execution's state is written without it. The body stays barred,
+        so that Celery is not notified of an end that is none.
         """
         self.refused = None

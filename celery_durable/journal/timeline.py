@@ -30,7 +30,7 @@ __all__ = ["Event", "RecordedScope", "RecordedStep", "RecordedWait", "StepOutcom
 
 
 class StepOutcome(str, enum.Enum):
-    """What became of a step."""
+    """The outcome of a step."""
 
     #: It ended, its value is journaled, it never runs again.
     DONE = "done"
@@ -46,11 +46,11 @@ class StepOutcome(str, enum.Enum):
     CONFLICT = "conflict"
     #: Its operation is under way.
     TRYING = "trying"
-    #: Its operation was under way when its process died; it can be undone, so the journal knows of it. It is run again.
+    #: Its operation was under way when its process died. It is in the journal because it can be undone; it runs again.
     BEGUN = "begun"
     #: A try failed in a known way, and it may be tried again.
     RETRYING = "retrying"
-    #: An operator said: run it.
+    #: An operator decided to run it.
     TO_RUN = "to run"
     #: Its entries contradict each other, or come from a newer version.
     UNREADABLE = "unreadable"
@@ -78,7 +78,7 @@ _KINDS: Final = {
     EntryKind.LOST: "result lost",
     EntryKind.RUN_AGAIN: "to be run",
 }
-#: The last entries of steps that a replay does not do any more.
+#: The last entries of steps that a replay does not run again.
 _FINISHED: Final = frozenset({"result", "error", "skipped", "result lost"})
 _WAITS: Final = {
     EntryKind.TIMER: "timer",
@@ -86,9 +86,9 @@ _WAITS: Final = {
     EntryKind.WAIT: "wait",
     EntryKind.CALL: "call",
 }
-#: The message of an exception, behind its class.
+#: The message of an exception, after its class.
 _RAISED: Final = re.compile(r"(?<=it raised )(\w+): .*", re.DOTALL)
-#: A generation that is not the present one can only be looked at.
+#: In these states a step whose try failed may still be tried again; never in an earlier generation.
 _UNFINISHED: Final = (State.PENDING, State.SUSPENDED, State.RUNNING, State.AMBIGUOUS, State.QUARANTINED)
 
 
@@ -104,9 +104,9 @@ class Event:
     attempt: int
     at: int
     duration_us: int | None
-    #: What an audit says, without values.
+    #: The text of an audit, without values.
     text: str = ""
-    #: What an audit says besides; may show arguments and messages of errors.
+    #: Further details of an audit; may show arguments and messages of errors.
     details: dict[str, Any] = field(default_factory=dict)
     payload: StoredPayload | None = None
 
@@ -131,14 +131,14 @@ class RecordedStep:
 
     @property
     def rival(self) -> tuple[int, str] | None:
-        """Generation and idempotency key of the step that a conflict is with."""
+        """Generation and idempotency key of the step with which this one conflicts."""
         if self.outcome is not StepOutcome.CONFLICT or "key" not in self.events[-1].details:
             return None
         return self.events[-1].details["generation"], self.events[-1].details["key"]
 
     @property
     def finished(self) -> bool:
-        """True where a replay does not do it any more."""
+        """True if a replay does not run it again."""
         return self.events[-1].kind in _FINISHED
 
     @property
@@ -164,13 +164,13 @@ class RecordedWait:
     name: str
     #: ``sleep``, ``timer``, ``promise``, ``wait`` or ``call``.
     kind: str
-    #: ``open``, ``done`` or ``failed``; ``made`` for what is waited for elsewhere.
+    #: ``open``, ``done`` or ``failed``; ``made`` if the body waits for it elsewhere.
     outcome: str
     #: When it began, in ms since the epoch.
     at: int
-    #: When its time is over, where that was said; likewise.
+    #: When it ends by time, if a time was given; likewise.
     until: int | None = None
-    #: What came of it.
+    #: Its result.
     payload: StoredPayload | None = None
 
 
@@ -183,7 +183,7 @@ class Timeline:
     waits: list[RecordedWait]
     #: Changes of the body that this execution takes (``ctx.patched``).
     patches: list[str]
-    #: What operators have decided of promises, under the promises' names; the earliest first.
+    #: Decisions of operators about promises, with the promises' names; the earliest first.
     decisions: list[tuple[str, Event]] = field(default_factory=list)
 
 
@@ -226,7 +226,7 @@ def read(rows: Sequence[Journaled], codec: Codec, state: State | None) -> Timeli
 
 
 def place_key(place: str) -> tuple[tuple[int, int], ...]:
-    """Sorts positions in the order of the body: 4 before 4.0/0 before 4.1/0 before 5; what is undone comes last."""
+    """Sorts positions in the order of the body: 4 before 4.0/0 before 4.1/0 before 5; undos come last."""
     parts = [part.partition(".") for part in place.split("/")]
     return tuple(
         (_LAST if position == UNDO else int(position), int(branch) if branch else -1) for position, _, branch in parts
@@ -301,7 +301,7 @@ def _outcome(past: Past, events: list[Event], state: State | None, *, again: boo
 
 
 def _why(events: list[Event]) -> str:
-    """Why a step is in doubt; the last audit that knows it."""
+    """Why a step is in doubt, from the last audit that tells it."""
     for event in reversed(events):
         if "then" in event.details:
             return f"generation {event.details.get('generation', '?')} ran it already, under other arguments"

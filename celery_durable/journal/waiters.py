@@ -10,7 +10,7 @@ __all__ = ["Waiter", "Waiters"]
 
 
 class Waiter:
-    """A thread that waits until an execution's entries are in."""
+    """A thread that waits until an execution's entries are committed."""
 
     __slots__ = ("bell", "buffer", "number")
 
@@ -24,7 +24,7 @@ class Waiter:
 
 
 class Waiters:
-    """All of them, in the order of coming. Its table is touched by single atomic operations only."""
+    """All waiting threads, in the order of arrival. The table is changed by single atomic operations only."""
 
     def __init__(self) -> None:
         self._all: dict[Waiter, None] = {}
@@ -42,7 +42,7 @@ class Waiters:
         self._all.pop(waiter, None)
 
     def wake(self, *, leader: bool = True) -> None:
-        """Release the threads whose entries are committed, and one of the others, which commits for the rest."""
+        """Wake the threads whose entries are committed, and one of the others, which commits for the rest."""
         for waiter in list(self._all):
             if waiter.may_go():
                 self._all.pop(waiter, None)

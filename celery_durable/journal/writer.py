@@ -1,8 +1,8 @@
 """Appends to the journal: buffered ones, acknowledged ones, and the group commit that serves both.
 
-The thread that needs an acknowledgement commits for everybody, the oldest first, until its own entries are committed.
-The others wait. Those whose entries are committed continue at once, and one of the others commits next. Buffered
-entries that nobody asks for are committed by a timer (:mod:`.flush_timer`).
+A thread that needs an acknowledgement commits for all, the oldest first, until its own entries are committed. The other
+threads wait. Those whose entries are committed continue at once, and one of the rest commits next. Buffered entries
+that nobody waits for are committed by a timer (:mod:`.flush_timer`).
 
 A commit holds nothing that is not in a buffer's queue (:mod:`.buffer`). So if it is interrupted at any instruction, for
 example by a soft time limit, the next commit finds everything that is left to be done.
@@ -31,25 +31,25 @@ __all__ = ["ExecutionBuffer", "JournalWriter"]
 
 logger = logging.getLogger(__name__)
 
-#: A batch, and whose it is.
+#: A batch, and the execution that it belongs to.
 _Piece = tuple[ExecutionBuffer, Batch]
 
-#: A thread that waits for a commit looks by itself after this many seconds: the one that had to wake it may be gone.
+#: A thread that waits for a commit checks by itself after this many seconds: the one that was to wake it may be gone.
 _LOOK: Final = 0.5
-#: And who waits for a commit that is not his own, in a run that is over.
+#: The same for a thread that waits, after the end of a run, for another thread's commit.
 _PAUSE: Final = 0.001
 #: An execution that has appended this much, in bytes or entries, commits before it appends more.
 _MOST_BYTES: Final = 4 * BATCH_BYTES
 _MOST_ENTRIES: Final = 4 * BATCH_ENTRIES
 
-#: What has happened is true whatever becomes of the run; anything else is what the body meant to do next.
+#: These report what has happened, which is true whatever becomes of the run; others are what the body meant to do.
 _HAPPENED: Final = frozenset({EntryKind.ATTEMPT, EntryKind.RESULT, EntryKind.ERROR, EntryKind.LOST})
 
 
 class JournalWriter:
     """Buffers and commits the entries of all executions of this process.
 
-    Appending takes no lock: queues and the two tables below are touched by single atomic operations only.
+    Appending takes no lock: queues and the two tables below are changed by single atomic operations only.
 
     :param flush_interval: seconds within which a buffered entry is committed.
     :param ack_timeout: longest wait for an acknowledged commit, in seconds.
@@ -59,18 +59,18 @@ class JournalWriter:
         self._journal = journal
         self._flush_interval = flush_interval
         self._ack_timeout = ack_timeout
-        #: Executions with something to commit; who has waited longest stands first.
+        #: Executions with something to commit; the one that has waited longest comes first.
         self._dirty: dict[Fence, ExecutionBuffer] = {}
-        #: Who waits for a commit, in the order of coming.
+        #: Threads that wait for a commit, in the order of arrival.
         self._waiting = Waiters()
-        #: Whoever leads a group commit has the turn: one at a time, or there would be no groups.
+        #: The thread that leads a group commit has the turn: one at a time, or there would be no groups.
         self._leading = Turns()
-        #: Guards what is made of the queues' entries: batches are made by one thread at a time. Held for a few
-        #: instructions, and by ``with``, which is one instruction for a lock of C's.
+        #: Guards the making of batches from the queues' entries: one thread at a time. Held for a few instructions,
+        #: and by ``with``, which takes a lock that is written in C in one instruction.
         self._sealing = threading.Lock()
-        #: time.monotonic() when the database last took something.
+        #: time.monotonic() when the database last accepted a commit.
         self._answered = 0.0
-        #: Commits what nobody asks for.
+        #: Commits entries that nobody waits for.
         self.timer = FlushTimer(flush_interval, due=self._due, commit=self._commit_due)
 
     # -- appending ------------------------------------------------------------------------------------------
@@ -79,9 +79,9 @@ class JournalWriter:
         """Take an entry; it is committed within ``flush_interval``, or by the next :meth:`flush`.
 
         :param finishes: the entry finishes a step.
-        :raises LeaseLost: when the execution is known to be somebody else's.
-        :raises JournalUnavailable: when a flush of this execution has failed, or one that this append needed first, for
-            too much was waiting. An entry that says what has happened is kept all the same.
+        :raises LeaseLost: when the execution is known to belong to another owner.
+        :raises JournalUnavailable: when a flush of this execution has failed, or one that this append needed, because
+            too much was waiting. An entry that reports what has happened is kept anyway.
         """
         refused = buffer.standing.refused
         if refused is not None:
@@ -90,11 +90,11 @@ class JournalWriter:
             raise refused
         queue = buffer.queue
         queue.append((finishes, entry))
-        # In this order: who acknowledges the last entry first takes the buffer off the table, then looks at its queue.
+        # In this order: a commit first takes the buffer off the table, then checks whether its queue is empty.
         if buffer.fence not in self._dirty:
             self._soil(buffer)
         elif not self.timer.watching:
-            self.timer.tend()  # it has died, or could not be started
+            self.timer.tend()  # its thread has died, or could not be started
         payload = entry.payload
         if payload is not None:
             buffer.bytes += len(payload.data)
@@ -102,11 +102,11 @@ class JournalWriter:
             self.flush(buffer)
 
     def announce(self, buffer: ExecutionBuffer) -> None:
-        """A run begins whose row is not written yet: that is a thing to commit, too."""
+        """Note that a run begins whose row must still be committed."""
         self._soil(buffer)
 
     def amend(self, buffer: ExecutionBuffer, entry: Entry) -> None:
-        """Take an entry although the run has failed: it is committed with what that leaves behind."""
+        """Take an entry although the run has failed: it is committed with the other entries that are left."""
         buffer.queue.append((False, entry))
         self._soil(buffer)
 
@@ -138,13 +138,13 @@ class JournalWriter:
             raise buffer.standing.refused
 
     def _wait(self, buffer: ExecutionBuffer, number: int) -> None:
-        """Another thread commits for us, or we do for others, until our entries are in or cannot be."""
+        """Let another thread commit for us, or commit for others, until our entries are committed or cannot be."""
         began = time.monotonic()
         waiter = self._waiting.enter(buffer, number)
         try:
-            # Who leads from now on sees that somebody waits.
+            # From now on, a thread that leads sees that somebody waits.
             while not waiter.may_go() and not self._commit_for(buffer, number):
-                # As long as others are served, it is a matter of time.
+                # As long as commits of others succeed, ours will come.
                 left = max(began, self._answered) + self._ack_timeout - time.monotonic()
                 if left <= 0:
                     limit = f"{self._ack_timeout:g} s (durable_ack_timeout)"
@@ -154,9 +154,9 @@ class JournalWriter:
             self._waiting.leave(waiter)
 
     def drain(self, buffer: ExecutionBuffer) -> Batch:
-        """What is left, for a transaction that ends this owner's run; nothing may be appended after it.
+        """The entries that are left, for the transaction that ends this owner's run; nothing may be appended after it.
 
-        It stays in the queue, for that transaction may fail: see :meth:`reopen`.
+        They stay in the queue, because that transaction may fail: see :meth:`reopen`.
 
         :raises LeaseLost, EntryRefused, JournalUnavailable: as :meth:`flush`.
         """
@@ -164,7 +164,7 @@ class JournalWriter:
             if buffer.standing.refused is not None:
                 raise buffer.standing.refused
             with self._sealing:
-                # What has an unknown fate, or is under way, must be settled on its own.
+                # Batches of unknown fate, or under way, must be settled first.
                 if buffer.hand.over and not buffer.told() and buffer.bytes <= COMMIT_BYTES:
                     buffer.closed = True
                     self._dirty.pop(buffer.fence, None)
@@ -172,25 +172,25 @@ class JournalWriter:
             self.flush(buffer)
 
     def discard(self, buffer: ExecutionBuffer) -> None:
-        """What was drained is of no use to anybody."""
+        """Drop what was drained: it is of no use any more."""
         with self._sealing:
             buffer.queue.clear()
 
     def reopen(self, buffer: ExecutionBuffer) -> None:
-        """The transaction that took what was drained has failed: it is a batch of unknown fate now."""
+        """Note that the transaction with the drained batch has failed: the batch may or may not be committed."""
         buffer.closed = False
         self._soil(buffer)
 
     def settle(self, buffer: ExecutionBuffer) -> bool:
         """Try once to commit what an abandoned execution left behind, and nothing else.
 
-        :returns: True when nothing is left: all is committed, or the execution is somebody else's.
+        :returns: True when nothing is left: all is committed, or the execution belongs to another owner.
         """
         self._dirty.pop(buffer.fence, None)
         if not buffer.standing.is_final:
             until = time.monotonic() + _LOOK
             while not buffer.hand.over and time.monotonic() < until:
-                time.sleep(_PAUSE)  # somebody is at it
+                time.sleep(_PAUSE)  # another thread is committing
             try:
                 self._commit_alone(buffer)
             except JournalUnavailable:
@@ -200,9 +200,9 @@ class JournalWriter:
     # -- committing -----------------------------------------------------------------------------------------
 
     def _commit_for(self, buffer: ExecutionBuffer, number: int) -> bool:
-        """Commit until an execution's entries are in, or cannot be; False where somebody else is at it.
+        """Commit until an execution's entries are committed, or cannot be; False if another thread is committing.
 
-        :raises JournalUnavailable: a commit has failed, and they are not in.
+        :raises JournalUnavailable: a commit has failed, and they are not committed.
         """
         try:
             if buffer.company > 1:
@@ -215,9 +215,9 @@ class JournalWriter:
         return buffer.standing.refused is not None or buffer.has(number)
 
     def _lead(self, waits: ExecutionBuffer | None = None, number: int = 0) -> None:
-        """Commit what is dirty, the oldest first, unless somebody else does.
+        """Commit dirty buffers, the oldest first, unless another thread does.
 
-        :param waits: until its entries are in up to this number, or cannot be; None: as long as something is due.
+        :param waits: until its entries up to this number are committed, or cannot be; None: while something is due.
         """
         turn = Turn()
         led = False
@@ -234,13 +234,13 @@ class JournalWriter:
             finally:
                 turn.over = True
         finally:
-            # Twice, for what is thrown into the first one.
+            # Twice, because an exception may interrupt the first one.
             turn.over = True
             if led and self._waiting:
                 self._waiting.wake()
 
     def _commit_alone(self, buffer: ExecutionBuffer) -> None:
-        """The same for one execution, on which others are not to wait."""
+        """The same for one execution, so that others need not wait for it."""
         turn = Turn()
         try:
             try:
@@ -254,7 +254,7 @@ class JournalWriter:
             self._waiting.wake()
 
     def _seal(self, turn: Turn, buffers: Sequence[ExecutionBuffer]) -> list[_Piece]:
-        """Take executions in hand, as far as nobody has them, and the batches that are to be committed."""
+        """Take those executions that no other commit handles, and their batches that are to be committed."""
         pieces: list[_Piece] = []
         for buffer in buffers:
             with self._sealing:
@@ -270,13 +270,13 @@ class JournalWriter:
         return pieces
 
     def _clean(self, buffer: ExecutionBuffer) -> None:
-        """Take it off the table, unless there is something left."""
+        """Take a buffer off the table, unless it has entries left."""
         self._dirty.pop(buffer.fence, None)
         if buffer.queue and not buffer.closed:
             self._soil(buffer)
 
     def _write(self, pieces: Sequence[_Piece]) -> None:
-        """Commit batches; where the database refuses one, the others go in without it.
+        """Commit batches; if the database refuses one, the others are committed without it.
 
         :raises JournalUnavailable: the database did not answer, or not as it should.
         """
@@ -284,7 +284,7 @@ class JournalWriter:
         reached("writer.before_commit")
         cancelled: set[Fence] = set()
         busy: set[Fence] = set()
-        # Those who append need not wait for it.
+        # Packed here, without a lock, so that appending threads need not wait.
         batches = []
         for _, batch in pieces:
             batches.append(packed(batch))
@@ -320,11 +320,11 @@ class JournalWriter:
                     self._clean(buffer)
 
     def _find_refused(self, pieces: Sequence[_Piece], error: NotStorable) -> None:
-        """Halve until what the database has refused is alone: nothing of it is in."""
+        """Halve until the refused entry is alone; none of these pieces is committed yet."""
         if len(pieces) > 1:
             middle = len(pieces) // 2
             self._write(pieces[:middle])
-            # Of an execution that has turned out to have no row nothing is left to be written.
+            # If the database refuses an execution's row, nothing else of it can be written.
             later = [(buffer, batch) for buffer, batch in pieces[middle:] if not buffer.unborn]
             if later:
                 self._write(later)
@@ -355,12 +355,12 @@ class JournalWriter:
         buffer.standing.refuse(error)
         return error
 
-    # -- what nobody asks for ------------------------------------------------------------------------------
+    # -- entries that nobody waits for ---------------------------------------------------------------------
 
     def _due(self) -> float | None:
-        """Seconds until what is dirty must be committed: much is committed sooner by those who wait for it.
+        """Seconds until dirty buffers must be committed; threads that wait often commit them sooner.
 
-        :returns: None where nothing is.
+        :returns: None if none is dirty.
         """
         oldest = next(iter(list(self._dirty.values())), None)
         return None if oldest is None else oldest.dirty_since + self._flush_interval - time.monotonic()
@@ -370,14 +370,14 @@ class JournalWriter:
         return left is not None and left <= 0
 
     def _commit_due(self) -> bool:
-        """Commit what nobody has asked for in time; False where that makes no sense for a while."""
+        """Commit entries that nobody has waited for in time; False if another try makes no sense for a while."""
         try:
             self._lead()
             for buffer in list(self._dirty.values()):
                 if buffer.company == 1:
                     self._commit_alone(buffer)
         except JournalUnavailable as error:
-            # Buffered entries may wait: the next acknowledged commit will speak for the body.
+            # Buffered entries may wait: if the outage lasts, the body gets its error at the next acknowledged commit.
             logger.warning("buffered journal entries could not be committed yet: %s", error)
         except Exception:
             logger.exception("the journal's flush timer failed, and continues")
