@@ -1,6 +1,4 @@
-"""The journal's database through an asyncio driver: for operations that are coroutine functions, and for nothing
-else.
-"""
+"""The journal's database through an asyncio driver: only for operations that are coroutine functions."""
 
 from __future__ import annotations
 
@@ -33,7 +31,7 @@ _DRIVERS: Final = {
 def asyncio_of_sqlalchemy() -> Any:
     """The module ``sqlalchemy.ext.asyncio``.
 
-    :raises ConfigurationError: where it cannot work.
+    :raises ConfigurationError: if it cannot be used.
     """
     try:
         import_module("greenlet")
@@ -46,17 +44,17 @@ def asyncio_of_sqlalchemy() -> Any:
 
 
 class AsyncDatabase(Database):
-    """The same database by a driver for asyncio. Its connections are used in greenlets of SQLAlchemy's only, and each
-    is closed after its use: they belong to the event loop that they were opened in.
+    """The same database through an asyncio driver. Its connections are used only in SQLAlchemy's greenlets, and each is
+    closed after use, because it belongs to the event loop in which it was opened.
 
-    :param url: of the journal's database, with a driver that is none for asyncio.
-    :raises ConfigurationError: where there is no such driver, or the journal is in memory.
+    :param url: of the journal's database, with its usual driver.
+    :raises ConfigurationError: if there is no such driver, or the journal is in memory.
     """
 
     def __init__(self, url: str, *, timeout: float, pooler: Pooler | None = None) -> None:
         super().__init__(url, timeout=timeout, pooled=False, pooler=pooler)
         self._first = threading.Lock()
-        #: The engine that has connected before.
+        #: The engine, once it has opened its first connection.
         self._known: Engine | None = None
 
     @property
@@ -66,15 +64,15 @@ class AsyncDatabase(Database):
         return engine
 
     def connect(self) -> Connection:
-        """A connection, in a greenlet of SQLAlchemy's.
+        """A connection; only in one of SQLAlchemy's greenlets.
 
-        :raises sqlalchemy.exc.SQLAlchemyError: where there is none.
+        :raises sqlalchemy.exc.SQLAlchemyError: if none can be had.
         """
         engine = self.engine
         if self._known is engine:
             return engine.connect()
-        # SQLAlchemy asks a server what it is at the first connection, under a lock that belongs to one event loop; in
-        # another one it could not be waited for.
+        # At its first connection SQLAlchemy asks the server for its version and settings, under a lock that belongs to
+        # one event loop and cannot be waited for in another one.
         if not self._first.acquire(timeout=self.timeout):
             raise exc.TimeoutError("another thread does not get its first connection")
         try:

@@ -1,6 +1,6 @@
 """Cancels executions that have not started, many at once: they have no journal, and nothing to undo.
 
-A parent that no longer needs its children may have hundreds of them; cancelled one by one, most would start meanwhile.
+A parent that no longer needs its children may have hundreds; if they were cancelled one by one, most would start first.
 """
 
 from __future__ import annotations
@@ -36,17 +36,16 @@ class Unbegun(NamedTuple):
 
 
 def cancel_unbegun(database: Database, namespace: str, ids: Sequence[str], reason: str) -> dict[str, Unbegun]:
-    """Cancel those of these executions that nobody has started, in one transaction, and notify the parents that wait
-    for them and run at this moment, or are over.
+    """Cancel, in one transaction, those of these executions that nobody has started, and notify their parents.
 
-    :returns: those, by their ids. The others are as they were: a parent that is asleep has to be woken, for one.
+    :returns: those, by their ids. The others are unchanged, and so are children of a suspended parent, which needs waking.
     :raises JournalUnavailable: when the database did not answer.
     """
     wanted = set(ids)
     kept = {promise: one for one in wanted if (promise := kept_by(one)) is not None}
 
     def work(connection: Connection) -> dict[str, Unbegun]:
-        # The parents are locked before their children, as everywhere.
+        # Parents are always locked before their children.
         query = sa.select(_p.id, _p.pk).where(_p.id.in_(list(kept)), _p.token_hash.is_(None))
         parents = {row.id: row.pk for row in connection.execute(query)} if kept else {}
         asleep = _asleep(connection, sorted(set(parents.values())))
@@ -57,7 +56,7 @@ def cancel_unbegun(database: Database, namespace: str, ids: Sequence[str], reaso
             .order_by(_x.pk)
             .with_for_update()
         )
-        # MySQL overlooks blanks at the end.
+        # MySQL ignores blanks at the end of an id.
         rows = [row for row in connection.execute(query) if row.id in named] if named else []
         if not rows:
             return {}
@@ -91,7 +90,7 @@ def cancel_unbegun(database: Database, namespace: str, ids: Sequence[str], reaso
 
 
 def _asleep(connection: Connection, pks: Sequence[int]) -> set[int]:
-    """Lock these executions; which of them are suspended."""
+    """Lock these executions, and return those that are suspended."""
     if not pks:
         return set()
     query = sa.select(_x.pk, _x.state).where(_x.pk.in_(list(pks))).order_by(_x.pk).with_for_update()

@@ -1,8 +1,8 @@
 """Child tasks: recorded in the transaction in which their parent's journal names them, and reported in the transaction
 in which they end.
 
-A child's promise has the digits of the child's task id as its id. So the end of an execution finds the parent that
-waits for it without another table. The parent is always locked before the child.
+The id of a child's promise consists of the digits of the child's task id. So the parent that waits for an execution is
+found without another table. The parent is always locked before the child.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ChildEnd(NamedTuple):
     promise_id: str
     state: PromiseState
     payload: StoredPayload
-    #: Of whoever sends the parent's message after the commit; None: recovery does.
+    #: Namespace of the process that sends the parent's message after the commit; None: recovery sends it.
     namespace: str | None = None
 
 
@@ -50,10 +50,10 @@ def insert_children(connection: Connection, batches: Iterable[Batch]) -> None:
 
 
 def _check_own(connection: Connection, namespace: str, messages: Sequence[tuple[int, Published | Unsent]]) -> None:
-    """Some were left out, or the driver does not say: a child whose id is another execution's would never end for its
-    parent, or with somebody else's result.
+    """Check messages of which some may have been left out: if a child's id belonged to another execution, the parent
+    would wait for ever, or get the wrong result.
 
-    :raises NotStorable: then nothing is recorded.
+    :raises NotStorable: if an id does; then nothing is recorded.
     """
     own = {message.id: pk for pk, message in messages if isinstance(message, Published)}
     durable = [message for _, message in messages if isinstance(message, Published)]
@@ -68,7 +68,7 @@ def _check_own(connection: Connection, namespace: str, messages: Sequence[tuple[
 
 
 def kept_by(execution_id: str) -> str | None:
-    """Id of the promise that an execution keeps by its end, if it is somebody's child."""
+    """Id of the promise that an execution settles by its end, if it is a child."""
     try:
         known = uuid.UUID(execution_id)
     except ValueError:
@@ -79,7 +79,7 @@ def kept_by(execution_id: str) -> str | None:
 def lock_parent(connection: Connection, promise_id: str | None) -> int | None:
     """Lock the execution that waits for a child, before the child itself is locked.
 
-    :returns: its key; None where there is none.
+    :returns: its key; None if there is none.
     """
     if promise_id is None:
         return None
@@ -91,9 +91,9 @@ def lock_parent(connection: Connection, promise_id: str | None) -> int | None:
 
 
 def tell_parent(connection: Connection, parent: int | None, end: ChildEnd, patience_ms: int = 5000) -> Waking | None:
-    """Keep the promise of a child that has ended, in the transaction that says so.
+    """Settle the promise of a child that has ended, in the transaction that records the end.
 
-    :param parent: what :func:`lock_parent` has given.
+    :param parent: the result of :func:`lock_parent`.
     :returns: the execution that continues because of it.
     """
     if parent is None:

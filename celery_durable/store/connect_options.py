@@ -13,9 +13,9 @@ __all__ = ["LIBPQ", "how_to_connect"]
 
 #: Drivers that take libpq's parameters.
 LIBPQ: Final = frozenset({"psycopg", "psycopg2"})
-#: Drivers that say something to MySQL or MariaDB when they connect.
+#: Drivers that can run a statement on MySQL or MariaDB when they connect.
 _INIT_COMMANDS: Final = frozenset({"pymysql", "mysqldb", "asyncmy"})
-#: The same on MariaDB as PostgreSQL's limit for idle transactions. MySQL has none: for it there is a comment in a
+#: MariaDB's limit for idle transactions, as PostgreSQL has one. MySQL has none: it reads this as a comment in a
 #: statement that does nothing.
 _LET_GO: Final = "SET @celery_durable = 1 /*M!100300 , SESSION idle_transaction_timeout = {} */"
 
@@ -29,11 +29,11 @@ def how_to_connect(url: URL, timeout: float, limits: Limits) -> dict[str, Any]:
     seconds = max(1, round(timeout))
     driver = url.get_driver_name()
     if url.get_backend_name() == "sqlite":
-        # isolation_level None: the driver starts no transactions of its own; we say BEGIN IMMEDIATE.
+        # isolation_level None: the driver starts no transactions of its own; we send BEGIN IMMEDIATE.
         return {"connect_args": {"timeout": timeout, "isolation_level": None, "check_same_thread": False}}
     options: dict[str, Any] = {}
     if driver in LIBPQ or url.get_backend_name() != "postgresql":
-        # Those of libpq say so when a transaction begins; others would say it once to the session.
+        # With libpq's drivers this is set when a transaction begins; others set it once for the session.
         options["isolation_level"] = "READ COMMITTED"
     if driver in LIBPQ:
         options["connect_args"] = {

@@ -9,7 +9,7 @@ __all__ = ["Slot", "Slots"]
 
 
 class Slot:
-    """The right to have one connection open. Where who had it is gone, however that came, another takes its place."""
+    """The right to have one connection open. When its holder is garbage-collected, a new slot takes its place."""
 
     __slots__ = ("_home",)
 
@@ -23,9 +23,9 @@ class Slot:
 
 
 class Slots:
-    """Those that are free. To take one is one instruction: to open takes long, and others look meanwhile.
+    """The free slots. Taking one is a single instruction, so threads that take slots at the same time do not conflict.
 
-    :param most: how many there are.
+    :param most: how many slots there are.
     """
 
     def __init__(self, most: int) -> None:
@@ -33,7 +33,7 @@ class Slots:
         self._free.extend(Slot(self._free) for _ in range(most))
 
     def take(self) -> Slot | None:
-        """One, to be kept for as long as the connection is open; None where all are taken."""
+        """A slot, to be kept for as long as the connection is open; None if all are taken."""
         try:
             return self._free.pop()
         except IndexError:

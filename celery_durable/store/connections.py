@@ -1,4 +1,4 @@
-"""Connections at another level of isolation than their engine's."""
+"""Connections with a different isolation level than their engine's."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ __all__ = ["autocommit", "isolated"]
 
 @contextlib.contextmanager
 def autocommit(engine: Engine) -> Iterator[Connection]:
-    """A connection without transactions: each statement stands for itself and sees what is committed."""
+    """A connection without transactions: each statement is committed by itself, and sees what is committed."""
     with isolated(engine.connect(), "AUTOCOMMIT") as connection:
         yield connection
 
 
 @contextlib.contextmanager
 def isolated(connection: Connection, level: str) -> Iterator[Connection]:
-    """A connection at another level of isolation, until it is given back to its pool.
+    """A connection with another isolation level, until it is given back to its pool.
 
-    :raises sqlalchemy.exc.OperationalError: where it turns out to be lost.
+    :raises sqlalchemy.exc.OperationalError: if the connection turns out to be lost.
     """
     engine = connection.engine
     try:
         try:
             connection.execution_options(isolation_level=level)
         except engine.dialect.loaded_dbapi.Error as error:
-            # The first word to the server since the pool kept this connection, perhaps. SQLAlchemy neither
-            # translates the driver's error here nor empties the pool, as it does where a statement fails.
+            # This may be the first message to the server since the connection was in the pool. Here SQLAlchemy neither
+            # translates the driver's error nor empties the pool, as it does when a statement fails.
             connection.invalidate(error)
             engine.dispose()
             raise exc.OperationalError(level, None, error, connection_invalidated=True) from error
@@ -39,6 +39,6 @@ def isolated(connection: Connection, level: str) -> Iterator[Connection]:
         try:
             connection.close()
         except engine.dialect.loaded_dbapi.Error:
-            # It was lost while SQLAlchemy gave it its own level back. What was done on it is done; but the pool has
-            # lost count of it.
+            # It was lost while SQLAlchemy restored its isolation level. Its transaction is already over, but the pool
+            # no longer counts its connections correctly.
             engine.dispose()

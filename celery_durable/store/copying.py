@@ -1,4 +1,4 @@
-"""The beginning of one execution's journal as that of another."""
+"""Copies the beginning of one execution's journal to another one."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ _p = promises.c
 
 #: Scopes, or promises, named in one statement.
 _SCOPES = 200
-#: Entries that name rows in the table of promises.
+#: Entries that contain ids of rows in the table of promises.
 BRINGING = frozenset({EntryKind.CALL, EntryKind.PROMISE})
-#: Columns that are taken over as they are.
+#: Columns that are copied unchanged.
 _SAME = [c.name for c in journal.columns if c.name not in ("pk", "generation", "epoch")]
-#: What the copy is said to be written by: the first owner of the new execution has the second epoch.
+#: Epoch of the copied entries: the first owner of the new execution has the second epoch.
 _EPOCH = 1
 
 
 class Prefix(NamedTuple):
-    """What two executions share."""
+    """The beginning that two executions share."""
 
     generation: int
-    #: Everything of the body before this position, with all branches that begin there.
+    #: Everything in the body before this position, with all branches that begin there.
     position: int
-    #: The branches; and what belongs to no position.
+    #: The scopes of these branches, and those that belong to no position.
     scopes: Sequence[str]
     #: How many steps these are.
     steps: int
     #: Position of a checkpoint that reaches beyond ``position``.
     cut: int | None
-    #: The rows that stand in place of that checkpoint, and of those that name promises and children.
+    #: Rows that replace that checkpoint, and the entries with ids of promises and children.
     instead: Sequence[Journaled]
-    #: Ids of the rows of promises and children: in the old journal, and in the new one.
+    #: Ids of promises and children in the old journal -> in the new one.
     promised: Mapping[str, str]
 
 
-#: What there is to undo, the new execution says itself.
+#: Not the marks of the saga: the new execution writes its own.
 _SHARED = sa.or_(_j.scope != META, _j.position > 0)
 
 
@@ -82,15 +82,15 @@ def copy_prefix(connection: Connection, source: Execution, prefix: Prefix, pk: i
 
 
 def keep_prefix(connection: Connection, pk: int, generation: int, position: int) -> None:
-    """Begin a generation of a rerun, whose body starts again, with what it shares.
+    """Begin a generation of a rerun, whose body starts again, with the shared prefix.
 
     :param generation: the new one.
-    :param position: where that ends.
+    :param position: where the prefix ends.
     """
     last = (_j.pk == pk, _j.generation == generation - 1)
     scopes = connection.execute(sa.select(_j.scope).where(*last, _j.scope != "").distinct()).scalars()
     taken = sorted(scope for scope in scopes if scope[0] != "#" and int(scope.partition(".")[0]) < position)
-    #: Patches that were taken in what is shared; and that it is.
+    #: Patches that were taken in the prefix; and the entry that marks it as shared.
     said = sa.and_(_j.scope == META, _j.epoch == _EPOCH, sa.or_(_j.position > 0, _j.entry == SHARED_AT))
     conditions = [sa.and_(_j.scope == "", _j.position < position), said]
     for start in range(0, len(taken), _SCOPES):
@@ -100,7 +100,7 @@ def keep_prefix(connection: Connection, pk: int, generation: int, position: int)
 
 
 def _copy(connection: Connection, source: tuple[int, int], to: tuple[int, int], *conditions: Any) -> None:
-    """Entries of a journal (key of its execution, generation), once more."""
+    """Copy entries from one journal (key of its execution, generation) to another."""
     rows = sa.select(
         sa.literal(to[0], sa.BigInteger),
         sa.literal(to[1], sa.Integer),
@@ -111,7 +111,7 @@ def _copy(connection: Connection, source: tuple[int, int], to: tuple[int, int], 
 
 
 def _copy_promises(connection: Connection, source: Execution, promised: Mapping[str, str], pk: int) -> None:
-    """Promises as they are at this moment, and the outcomes of children: the old rows may be pruned."""
+    """Copy promises in their present state, and the outcomes of children, because the old rows may be pruned."""
     old = list(promised)
     for start in range(0, len(old), _SCOPES):
         query = sa.select(promises, now_ms().label("now")).where(_p.id.in_(old[start : start + _SCOPES]))
@@ -122,19 +122,19 @@ def _copy_promises(connection: Connection, source: Execution, promised: Mapping[
 
 
 def _shared(row: dict[str, Any]) -> dict[str, Any]:
-    """A promise that was given away, and is settled together with this one from now on.
+    """A row that shares a promise whose token was given away: both are settled together from now on.
 
-    Nobody settles it at this moment: whoever does holds the execution that it belongs to, and so does the caller.
+    Nobody can settle it at this moment: that needs the lock of its execution, which the caller holds.
     """
     del row["now"]
     return row | {"known_as": row["known_as"] or row["id"], "awaited": None, "needed": None, "timer_at": None}
 
 
 def _ended(row: dict[str, Any], source: Execution) -> dict[str, Any]:
-    """A child's promise, settled: nobody will keep the new one."""
+    """A child's promise, settled, because nobody would settle the new row."""
     now = row.pop("now")
     if row["state"] == int(PromiseState.PENDING):
-        # Its parent has gone on without it, because of those that were settled before.
+        # Its parent has continued without it, because enough others were settled before.
         why = f"execution {source.id}, of which this is a rerun, did not wait for it".encode()
         row |= {"state": int(PromiseState.CANCELLED), "settled_at": now, "codec": 0, "data": why}
     return row

@@ -40,14 +40,14 @@ T = TypeVar("T")
 #: Pause before a broken transaction is tried again, in seconds; doubled up to the limit.
 _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.5
-#: How often, and how seldom, it is looked for waits that last too long, in seconds.
+#: Shortest and longest pause between two checks for waits that last too long, in seconds.
 _SHORTEST_TICK, _LONGEST_TICK = 0.05, 0.5
-#: A file has no server that could fall silent.
+#: For a file: it has no server that could stop answering.
 _UNWATCHED: Final = contextlib.nullcontext()
 
 #: Held while a process makes an engine.
 _making = threading.Lock()
-#: What a parent process used; see :meth:`Database._make_engine`.
+#: Drivers of a parent process; see :meth:`Database._make_engine`.
 _left_behind: list[Driver] = []
 
 
@@ -57,10 +57,10 @@ class Database:
     The engine is made on first use and again after a fork: a connection of the parent must never be used by,
     nor closed in, a child.
 
-    :param url: where; see :func:`parse_url`.
+    :param url: see :func:`parse_url`.
     :param timeout: longest wait for one transaction, in seconds (``durable_ack_timeout``).
     :param pooled: keep connections open; False in processes that fork.
-    :param pooler: what stands between, and is known already; default: that is found out.
+    :param pooler: the pooler in between, if it is already known; default: it is detected.
     """
 
     def __init__(self, url: str, *, timeout: float = 5.0, pooled: bool = True, pooler: Pooler | None = None) -> None:
@@ -71,7 +71,7 @@ class Database:
         self._limits = Limits(timeout, given_options(self.url))
         self.dialect: str = {"mariadb": "mysql"}.get(self.url.get_backend_name(), self.url.get_backend_name())
         self._engine: Engine | None = None
-        #: Says the usual transactions to the driver; None where nobody but SQLAlchemy speaks to it.
+        #: Sends the usual transactions directly to the driver; None if all go through SQLAlchemy.
         self._driver: Driver | None = None
         self._autocommit: Engine | None = None
         self._watchdog: Watchdog | None = None
@@ -88,11 +88,11 @@ class Database:
 
     @property
     def lends(self) -> bool:
-        """True where a transaction here is a part of somebody else's, as in a test of Django's."""
+        """True if a transaction here is part of somebody else's, as in a Django test."""
         return False
 
     def running_here(self) -> contextlib.AbstractContextManager[None]:
-        """Around an execution that nobody but this thread knows of."""
+        """Around an execution that only this thread knows of."""
         return _UNWATCHED
 
     # -- engine ---------------------------------------------------------------------------------------------
@@ -126,11 +126,11 @@ class Database:
             self._watchdog = None if self.dialect == "sqlite" else Watchdog(tick)
             self._engine = self._create()
             if self._driver is not None:
-                # A parent's connections: let nobody close them, for that would be said to the server.
+                # A parent's connections: they must not be closed here, because the server would be told.
                 _left_behind.append(self._driver)
                 self._driver = None
             if self.dialect == "postgresql":
-                # Connections of its own: to turn one over for every statement costs as much as the statement.
+                # Separate connections: changing one to autocommit for each statement costs as much as the statement.
                 self._autocommit = self._create(isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
                 if self.pooled and self._watchdog is not None and self._autocommit.dialect.driver == "psycopg":
                     self._driver = PostgreSQL(
@@ -153,7 +153,7 @@ class Database:
             options.update(poolclass=ConnectionPool, patience=self.timeout, pool_recycle=1800)
         engine = self._new_engine(options)
         if self.dialect == "mysql":
-            # Many rows in one statement. Their drivers do that by themselves, but not where a value is an expression.
+            # Many rows in one statement. The drivers do this by themselves, but not if a value is an expression.
             engine.dialect.use_insertmanyvalues_wo_returning = True
         if self.dialect == "sqlite":
             event.listen(engine, "connect", self._on_sqlite_connect)
@@ -218,10 +218,10 @@ class Database:
 
         :param timeout: seconds; default is ``durable_ack_timeout``.
         :param durable: False: others see it at once, but it need not be on disk yet. A crash of the *database* may
-            then undo it, though nothing that was committed durably after it. Where a database knows no such thing,
-            it is durable.
-        :param single: the same work where it is one of the usual transactions: it is tried once, before ``work``, and
-            answers None where that has to have a look.
+            then undo it, but nothing that was committed durably after it. If a database has no such mode, it is
+            durable.
+        :param single: the same work, if it is one of the usual transactions: it is tried once, before ``work``, and
+            gives None if ``work`` has to find out more.
         :raises JournalUnavailable: when it could not be committed in time.
         :raises SchemaError: when the tables are missing.
         """
@@ -234,10 +234,10 @@ class Database:
         return self._bounded(attempt, timeout, single)
 
     def _statements(self) -> contextlib.AbstractContextManager[Connection]:
-        """A connection on which each statement stands for itself."""
+        """A connection on which each statement is committed by itself."""
         engine = self.engine
         if self.pooler.between:
-            # Each statement sees what is committed there too; and it has a limit, which is a transaction's there.
+            # Here, too, each statement sees what is committed; and only a transaction can set the time limit.
             return self._transaction()
         return autocommit(engine) if self._autocommit is None else self._autocommit.connect()
 
@@ -256,7 +256,7 @@ class Database:
                 yield connection
             return
         with self.engine.connect() as connection:
-            # Not through SQLAlchemy, which would begin a transaction first; inside one it cannot be changed.
+            # Not through SQLAlchemy, which would begin a transaction first; inside one this setting cannot be changed.
             raw = connection.connection
             raw.execute("PRAGMA synchronous = NORMAL")
             try:
@@ -275,7 +275,7 @@ class Database:
     ) -> T:
         """Run ``work`` without a transaction: each statement sees what is committed.
 
-        :param single: the same where it is one of the usual reads.
+        :param single: the same, if it is one of the usual reads.
         :raises JournalUnavailable: when it could not be answered in time.
         :raises SchemaError: when the tables are missing.
         """
@@ -302,7 +302,7 @@ class Database:
                         self.check_schema()
                 say, single = single, None
                 if say is not None and self._driver is not None:
-                    # It keeps the limit by itself.
+                    # The driver has its own time limit.
                     answer = say(self._driver)
                     if answer is not None:
                         return answer
@@ -313,7 +313,7 @@ class Database:
                     raise thrown from None
                 if is_content(error):
                     raise
-                # Whatever it is, nobody but the database can do anything about it, and perhaps it does.
+                # Whatever the error is, only the database can recover from it, and it may.
                 failure: Exception = error
                 if is_sessionless(error):
                     self.pooler.found()
@@ -333,7 +333,7 @@ class Database:
             pause = min(pause * 2, _LONGEST_PAUSE)
 
     def until(self, deadline: float) -> contextlib.AbstractContextManager[None]:
-        """A server that says nothing is an error at ``deadline`` (``time.monotonic()``)."""
+        """If the server has not answered by ``deadline`` (``time.monotonic()``), raise an error."""
         if self._pid != os.getpid():
             self._make_engine()
         return _UNWATCHED if self._watchdog is None else self._watchdog.until(deadline)
@@ -362,7 +362,7 @@ def _begin_immediate(connection: Connection) -> None:
 
 
 def _after_fork() -> None:
-    # A fork may have copied the lock in its locked state; here the child has but one thread yet.
+    # A fork may have copied the lock in its locked state; at this point the child has only one thread.
     global _making
     _making = threading.Lock()
 

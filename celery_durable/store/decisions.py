@@ -47,7 +47,7 @@ def settle_and_note(
 
 
 def _note(connection: Connection, pk: int, name: str, note: StoredPayload) -> None:
-    """Write an audit where no step stands: the execution may run at this moment, and write its own entries.
+    """Write an audit in its own scope, because the execution may be running and writing entries at this moment.
 
     The caller has locked the execution.
     """

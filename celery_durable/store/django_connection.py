@@ -26,7 +26,7 @@ from .same_database import IDENTITY, different, file_of, told
 
 __all__ = ["Borrowed", "alias_of", "in_atomic", "on_commit", "verify_alias"]
 
-#: Vendor, as Django calls it -> how its SQL is written, with parameters as Django's cursors take them.
+#: Django's vendor -> dialect for its SQL, with parameters in the style of Django's cursors.
 _DIALECTS: dict[str, Callable[..., sa.Dialect]] = {
     "sqlite": SQLiteDialect,
     "postgresql": PGDialect,
@@ -88,11 +88,11 @@ def verify_alias(alias: str, database: Database) -> None:
     raise ConfigurationError(different(place, database))
 
 
-# -- saying it ----------------------------------------------------------------------------------------------------
+# -- using it -----------------------------------------------------------------------------------------------------
 
 
 class _Answer:
-    """What a statement has answered, as much of SQLAlchemy's result as the journal needs."""
+    """The answer to a statement, with as much of SQLAlchemy's result as the journal needs."""
 
     def __init__(self, rowcount: int, rows: list[Any]) -> None:
         self.rowcount = rowcount

@@ -1,8 +1,8 @@
-"""Where the journal is in a Django project: in one of its databases, and in a test run in the test's.
+"""Where the journal is in a Django project: in one of its databases, and in a test run in its test database.
 
 ``durable_database_url = "django://default"`` says that the journal is in the database of an alias. In a run of Django's
-tests that is another database than in production, and any other URL follows it: what a test does must never appear in
-the real journal. Django is imported only when it is used.
+tests that is not the production database, and any other URL is changed in the same way: what a test does must never
+appear in the real journal. Django is imported only when it is used.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ logger = logging.getLogger(__name__)
 
 #: Begins a ``durable_database_url`` that names an alias of Django's.
 SCHEME: Final = "django://"
-#: A journal that lives and dies with its process.
+#: A journal that exists only as long as its process.
 IN_MEMORY: Final = "sqlite://"
 
-#: What Django calls options of the connection and the drivers do not.
+#: Options of a connection that only Django understands, not the drivers.
 _DJANGOS: Final = frozenset({"isolation_level", "pool", "server_side_binding", "assume_role", "transaction_mode"})
 _LOCAL: Final = frozenset({"", "localhost", "127.0.0.1", "::1"})
 _PORTS: Final = {"postgresql": 5432, "mysql": 3306}
 
 
 def under_test() -> bool:
-    """Whether this process runs tests of Django's, by its own runner or by pytest-django."""
+    """Whether this process runs Django tests, by Django's runner or pytest-django."""
     utils = sys.modules.get("django.test.utils")
     # Set by setup_test_environment(), deleted by teardown_test_environment().
     return utils is not None and hasattr(getattr(utils, "_TestState", None), "saved_data")
@@ -62,9 +62,9 @@ def resolve(url: str) -> str:
     """The URL of the journal, as ``durable_database_url`` means it in this process at this moment.
 
     In a test run it leads to a test database: that of the alias to which it leads otherwise, or one whose own name
-    begins with ``test``. What leads to no such one is a journal in memory.
+    begins with ``test``. If there is none, the journal is in memory.
 
-    :raises ConfigurationError: for an alias that is none, or whose database cannot hold a journal.
+    :raises ConfigurationError: for an unknown alias, or one whose database cannot hold a journal.
     """
     if url.startswith(SCHEME):
         alias = url[len(SCHEME) :].strip("/") or "default"
@@ -76,7 +76,7 @@ def resolve(url: str) -> str:
     try:
         given = sa.make_url(url)
     except Exception:
-        return url  # what is wrong with it is said where it is checked
+        return url  # its error is raised where URLs are checked
     for alias in _aliases():
         if _is_same(given, alias):
             return url_of(alias) if _leads_to_test(alias) else IN_MEMORY
@@ -98,9 +98,9 @@ def alias_at(url: str) -> str | None:
 
 
 def connection_of_alias(alias: str) -> Any:
-    """This thread's connection of Django's.
+    """Django's connection of this thread.
 
-    :raises ConfigurationError: where there is no such alias.
+    :raises ConfigurationError: if there is no such alias.
     """
     from django.db import connections
     from django.utils.connection import ConnectionDoesNotExist
@@ -156,7 +156,7 @@ def _of_sqlite(name: str) -> URL:
 
 
 def _driver(wrapper: Any) -> str:
-    """The driver of Django's, as SQLAlchemy calls it."""
+    """SQLAlchemy's name for Django's driver."""
     module = str(wrapper.Database.__name__)
     return {"MySQLdb": "mysqldb"}.get(module, module)
 
@@ -173,25 +173,25 @@ def _aliases() -> list[str]:
 
 
 def in_test_case(wrapper: Any) -> bool:
-    """Whether a connection of Django's is in a transaction that a ``TestCase`` has begun, and will roll back."""
+    """Whether one of Django's connections is in a transaction that a ``TestCase`` has begun, and will roll back."""
     return bool(wrapper.in_atomic_block and wrapper.atomic_blocks and wrapper.atomic_blocks[0]._from_testcase)
 
 
-#: Connection of the thread that began the eager execution which runs here, perhaps in another thread; set in test runs.
+#: In test runs: connection of the thread that began the eager execution that runs here, perhaps in another thread.
 running: ContextVar[Any] = ContextVar("celery_durable_django_test", default=None)
-#: Connection of Django's -> the turn of the threads that use it.
+#: Django's connection -> lock of the threads that use it.
 _turns: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
 
 
 def turn_of(wrapper: Any) -> threading.RLock:
-    """Held by the thread that uses a connection which others use too."""
+    """The lock of a connection that several threads use."""
     return _turns.setdefault(wrapper, threading.RLock())
 
 
 @contextlib.contextmanager
 def borrowed_from_test(alias: str) -> Iterator[bool]:
-    """Where an execution in a ``TestCase`` works in another thread, give that the connection of the test: one of its
-    own would not be in the test's transaction.
+    """If an execution in a ``TestCase`` works in another thread, give that thread the test's connection: its own one
+    would not be in the test's transaction.
     """
     wrapper = running.get()
     borrows = wrapper is not None and wrapper.alias == alias and in_test_case(wrapper)
@@ -217,7 +217,7 @@ def borrowed_from_test(alias: str) -> Iterator[bool]:
 def _leads_to_test(alias: str) -> bool:
     """Whether an alias leads to a test database that this test may use.
 
-    Django gives the alias another name when it has made one. Tests that say nothing of a database may use none.
+    Django changes the database name of the alias when it has made one. Tests that declare no database may use none.
     """
     wrapper = connection_of_alias(alias)
     if _is_refused(wrapper):
@@ -233,7 +233,7 @@ def _leads_to_test(alias: str) -> bool:
 
 
 def _is_refused(wrapper: Any) -> bool:
-    """Whether ``SimpleTestCase``, or pytest-django without its mark, stand before a connection."""
+    """Whether ``SimpleTestCase``, or pytest-django without its mark, blocks a connection."""
     return (
         type(wrapper.connect).__name__ == "_DatabaseFailure"
         or str(getattr(wrapper.ensure_connection, "__module__", "")).partition(".")[0] == "pytest_django"
@@ -243,8 +243,8 @@ def _is_refused(wrapper: Any) -> bool:
 def _is_same(given: URL, alias: str) -> bool:
     """Whether a URL leads where an alias led before Django gave it the name of a test database.
 
-    Of SQLite's files, and of databases whose tests have a name of their own choice, the first name is forgotten by
-    then: any on the same server counts.
+    For SQLite's files, and if the test database has a name of its own in the settings, the original name is no longer
+    known: then any database on the same server counts.
     """
     wrapper = connection_of_alias(alias)
     backend = {"mariadb": "mysql"}.get(given.get_backend_name(), given.get_backend_name())

@@ -1,8 +1,8 @@
-"""What nearly every delivery asks of the database, and nothing else: sent to the driver directly, if that is worth it.
+"""The usual reads and transactions, which nearly every delivery needs: sent to the driver directly where this pays.
 
-SQLAlchemy makes these statements, once; what it does for every execution of one costs more than all the rest of a
-commit. So a database whose driver we know is called directly in the usual case: one execution, and no doubt about an
-earlier try. Everything else goes through SQLAlchemy, and so does the usual case on all other databases.
+SQLAlchemy builds these statements once, but its work each time that one is executed costs more than the rest of a
+commit. So with a known driver, the usual case is sent directly: one execution, and no doubt about an earlier try.
+Everything else goes through SQLAlchemy, and so does the usual case on all other databases.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ __all__ = ["Driver", "LastCommit", "is_usual", "to_journaled"]
 
 
 class LastCommit(NamedTuple):
-    """The commit with which an owner lets an execution go."""
+    """The commit with which an owner gives up an execution."""
 
     batch: Batch
-    #: The columns that it sets besides; see :func:`~.statements.let_go`.
+    #: Further columns that it sets; see :func:`~.statements.let_go`.
     columns: tuple[str, ...]
-    #: It continues by itself.
+    #: The execution continues by itself later.
     waits: bool
-    #: The parameters of that statement, or of an insert where the batch brings the row too.
+    #: The parameters of that statement, or of an insert if the batch inserts the row too.
     bound: dict[str, Any]
-    #: The message, where it is the first commit.
+    #: The message, if this is the first commit.
     envelope: StoredPayload | None
-    #: What is kept with the new state, under this kind.
+    #: Kind of the payload that is stored with the new state.
     kind: PayloadKind
     payload: StoredPayload | None
 
@@ -35,7 +35,7 @@ class LastCommit(NamedTuple):
 class Driver(Protocol):
     """The usual reads and transactions.
 
-    Errors are those that an engine of SQLAlchemy's would raise. A transaction that raises one may have been committed.
+    Errors are those that SQLAlchemy's engine would raise. A transaction that raises one may have been committed.
     """
 
     def known(self, namespace: str, execution_id: str) -> bool:
@@ -51,7 +51,7 @@ class Driver(Protocol):
         """Insert an execution with its first entries; False when there is one of this id."""
 
     def open_new(self, row: dict[str, Any], envelope: StoredPayload) -> bool:
-        """Insert an execution with its envelope; nobody waits for the disk. False when there is one of this id."""
+        """Insert an execution with its envelope, without waiting for the disk. False when there is one of this id."""
 
     def settle(self, last: LastCommit) -> bool:
         """Write the last entries, a payload and a new state under the fence; False when it did not hold."""
@@ -61,14 +61,14 @@ class Driver(Protocol):
 
 
 def is_usual(batch: Batch) -> bool:
-    """False for what takes more than entries, and for what may be in already."""
+    """False if a batch has more than entries, or may be committed already."""
     if batch.again:
         return False
-    for entry in batch.entries:  # noqa: SIM110  (a generator costs more than what it looks at)
+    for entry in batch.entries:  # noqa: SIM110  (a generator costs more than the loop)
         if entry.promise or entry.offspring:
             return False
     return True
 
 
-#: A row of :data:`~.statements.SEGMENT` as a record, without a call in between.
+#: A row of :data:`~.statements.SEGMENT` as a record, without an extra call in Python.
 to_journaled = partial(tuple.__new__, Journaled)

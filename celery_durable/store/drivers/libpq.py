@@ -1,7 +1,7 @@
 """Statements that are whole transactions, sent to the driver itself.
 
-SQLAlchemy makes them, once, and opens the connections; what it does for every execution of a statement costs more than
-all the rest of one. So does a cursor of psycopg: whenever possible, libpq is called directly.
+SQLAlchemy builds them once, and opens the connections; but its work each time that a statement is executed costs more
+than the rest. So does psycopg's cursor: whenever possible, libpq is called directly.
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ from ..watchdog import Watchdog
 
 __all__ = ["Libpq"]
 
-#: Connections that are kept open while nobody needs them, and as many as there are at most.
+#: How many unused connections are kept open, and how many there are at most.
 _KEPT: Final = 8
 _MOST: Final = 24
-#: A thread that waits for one looks by itself after this many seconds: the one that had to wake it may be gone.
+#: A thread that waits for one checks by itself after this many seconds: the one that was to wake it may be gone.
 _LOOK: Final = 0.5
-#: How long a connection is used, in seconds; as in the pool.
+#: How long a connection is used, in seconds; the same as in the pool.
 _AGE: Final = 1800.0
 
 
 class _Form:
-    """A statement as the driver gets it."""
+    """A statement in the form that the driver takes."""
 
     def __init__(self, statement: Any, engine: Engine) -> None:
         named = statement.compile(dialect=engine.dialect)
         self.named = str(named)
         self.constants = dict(named.params)
-        # SQLAlchemy's words for parameters by number, which libpq wants; nothing else of that driver is used.
+        # libpq wants numbered parameters, which SQLAlchemy writes for asyncpg; that driver itself is not used.
         numbered = statement.compile(dialect=asyncpg.dialect())  # type: ignore[no-untyped-call]
         self.sql = str(numbered).encode()
         self.order: list[str] = list(numbered.positiontup)
-        # The same statement has the same name everywhere: where a pooler that nobody knows of hands a session on, what
-        # is found there under this name is this one.
+        # The same statement has the same name in all processes: if an undetected pooler hands a session on, a prepared
+        # statement of this name in it is this one.
         self.name = f"durable_{hashlib.blake2b(self.sql, digest_size=12).hexdigest()}".encode()
 
 
 class _Line:
-    """A connection, kept for one statement after the other.
+    """A connection, used for one statement after the other.
 
-    :param limits: the statement that has to come first in each transaction, where a pooler stands between.
+    :param limits: the statement that must come first in each transaction, if there is a pooler in between.
     """
 
     def __init__(self, connection: Any, limits: str | None) -> None:
@@ -68,18 +68,18 @@ class _Line:
         self.since = time.monotonic()
         self.prepared: set[bytes] = set()
         self.limits = limits
-        #: Puts the values into the text: only so may it be two statements.
+        #: A cursor that puts the values into the text: otherwise it could not be two statements.
         self.limited = psycopg.ClientCursor
         self.libpq: Any = None if is_patched() or limits is not None else self.driver.pgconn
         self.prepares = self.driver.prepare_threshold is not None
         self.encoding: str = self.driver.info.encoding
         self.idle = psycopg.pq.TransactionStatus.IDLE
         self.fine = (psycopg.pq.ExecStatus.TUPLES_OK, psycopg.pq.ExecStatus.COMMAND_OK)
-        # A descriptor of its own: the driver may close its one, and the system give it away, at any moment.
+        # A duplicate: the driver may close its own descriptor at any moment, and the system may then reuse its number.
         self.watched = os.dup(self.driver.fileno())
 
     def rows(self, form: _Form, values: dict[str, Any]) -> list[Any]:
-        """What a query finds. The driver's cursor, which makes values of it, is worth its price here."""
+        """The rows of a query. Here the driver's cursor, which converts the values, is worth its cost."""
         with self._executed(form, values, binary=True) as cursor:
             found: list[Any] = cursor.fetchall()
         return found
@@ -91,8 +91,8 @@ class _Line:
             return self.driver.cursor(binary=binary).execute(
                 form.named, given, prepare=self.prepares if binary else None
             )
-        # One message is one transaction, and one journey. Not the driver's pipeline, which may send a request to flush
-        # after the end of the transaction: to a pooler that is the beginning of another, which never ends.
+        # One message is one transaction, and one round trip. Not the driver's pipeline, which may send a flush request
+        # after the end of the transaction: a pooler takes that for the beginning of another one, which never ends.
         cursor = self.limited(self.driver)
         cursor.execute(f"{self.limits}; {form.named}", given)
         cursor.nextset()
@@ -130,7 +130,7 @@ class _Line:
 
     @property
     def is_fit(self) -> bool:
-        """It is open, and in no transaction."""
+        """True if it is open, and in no transaction."""
         return bool(self.driver.pgconn.transaction_status == self.idle)
 
     def close(self, error: Exception | None = None) -> None:
@@ -145,12 +145,12 @@ class _Line:
 
 
 class Libpq:
-    """Runs statements that SQLAlchemy has compiled, each in a transaction of its own.
+    """Runs statements that SQLAlchemy has compiled, each in its own transaction.
 
     :param engine: in autocommit mode; its driver takes parameters by name.
     :param watchdog: ends waits for a silent server.
     :param timeout: longest wait for an answer, in seconds.
-    :param limits: what a server is told in each transaction where the pooler gives no session.
+    :param limits: settings that are sent with each transaction if there is a pooler in between.
     """
 
     def __init__(self, engine: Engine, watchdog: Watchdog, timeout: float, pooler: Pooler, limits: Limits) -> None:
@@ -160,11 +160,11 @@ class Libpq:
         self._pooler = pooler
         self._limits = limits
         self._forms: dict[sa.Executable, _Form] = {}
-        #: The latest first, so that those that are not needed grow old.
+        #: The one used last is taken first, so that superfluous ones reach their age limit.
         self._idle: deque[_Line] = deque()
-        #: One whose user was thrown out comes back with him.
+        #: If an exception interrupts a connection's user, its slot is freed with it.
         self._slots = Slots(_MOST)
-        #: Who waits for one to be given back, in the order of coming.
+        #: Threads that wait for a connection, in the order of arrival.
         self._waiting: dict[Bell, None] = {}
 
     def says(self, statement: sa.Executable, values: dict[str, Any]) -> bool:
@@ -176,7 +176,7 @@ class Libpq:
         return bool(self._on_a_line(_Line.ask, statement, values))
 
     def rows(self, query: sa.Select[Any], values: dict[str, Any]) -> list[Any]:
-        """What ``query`` finds, as tuples; the rest as for :meth:`says`."""
+        """The rows of ``query``, as tuples; the rest as for :meth:`says`."""
         found: list[Any] = self._on_a_line(_Line.rows, query, values)
         return found
 
@@ -196,7 +196,7 @@ class Libpq:
         except self._engine.dialect.loaded_dbapi.Error as error:
             raise self._translated(error, form.named, line, silent) from error
         except BaseException:
-            # Interrupted while the server was at it: nobody can use this connection any more.
+            # Interrupted before the server's answer was read: this connection cannot be used any more.
             self._give_back(line, fit=False)
             raise
         self._give_back(line, fit=not silent)
@@ -219,7 +219,7 @@ class Libpq:
             bell = Bell()
             self._waiting[bell] = None
             try:
-                # Once more: who gives one back from now on sees that somebody waits.
+                # Try again: from now on, a thread that gives one back sees that somebody waits.
                 line = self._pop(now)
                 if line is not None:
                     return line
@@ -248,7 +248,7 @@ class Libpq:
         try:
             line = self._connected(deadline)
         except BaseException:
-            # The error keeps this frame, perhaps for long; it must not keep the slot.
+            # The error keeps this frame alive, perhaps for long; it must not keep the slot.
             del slot
             raise
         line.slot = slot
@@ -277,14 +277,14 @@ class Libpq:
             bell.ring()
 
     def _released(self, line: _Line, guard: int) -> bool:
-        """The wait is over; True when the watchdog has ended it: then the descriptor is the watchdog's."""
+        """End the guard; True if the watchdog has ended the wait: then the descriptor belongs to the watchdog."""
         if self._watchdog.forget(guard):
             return False
         line.watched = -1
         return True
 
     def _translated(self, error: Exception, sql: str, line: _Line, silent: bool) -> BaseException:
-        """What is raised for an error of the driver's. The line is kept where others can use it."""
+        """The exception to raise for an error of the driver. The line is kept if others can use it."""
         fit = False
         try:
             fit = not silent and line.is_fit
@@ -296,7 +296,7 @@ class Libpq:
         return exc.TimeoutError("the server did not answer") if silent else lost
 
     def _lost(self, error: Exception, sql: str) -> BaseException:
-        # The other connections have most likely met the same fate.
+        # Most likely the other connections are lost too.
         self.close()
         self._engine.dispose()
         return self._wrapped(error, sql, lost=True)

@@ -1,6 +1,6 @@
 """PostgreSQL can run a whole transaction in one statement: one round trip instead of four or five.
 
-The statements do the same as on the other databases. Only the usual case goes this way: one execution, and no doubt
+The statements do the same as on the other databases. They are only for the usual case: one execution, and no doubt
 about an earlier try.
 """
 
@@ -23,10 +23,10 @@ from .libpq import Libpq
 
 __all__ = ["PostgreSQL"]
 
-#: What all entries of a batch have in common, and what each has for itself.
+#: Columns that all entries of a batch have in common, and those that differ.
 _SHARED = ("pk", "generation", "epoch", "at")
 _OWN = [column for column in journal.columns if column.name not in _SHARED]
-#: A type with a length would cut what is too long, and JSON has no bytes.
+#: Types to be sent as plain text: a type with a length would truncate values, and JSON has no bytes.
 _TEXTUAL = (sa.String, sa.LargeBinary)
 
 
@@ -73,7 +73,7 @@ class PostgreSQL:
 
 
 def _size(batch: Batch) -> int:
-    """How many entries a statement is made for: none, one, or (2) any number."""
+    """For how many entries a statement is made: 0, 1, or (2) any number."""
     return min(len(batch.entries), 2)
 
 
@@ -101,13 +101,13 @@ def _begin_and_settle(columns: tuple[str, ...], size: int, with_envelope: bool, 
 
 @functools.cache
 def _open() -> Any:
-    # The setting is the transaction's, which is this statement.
+    # The setting is only for the transaction, which is this statement.
     relaxed = sa.func.set_config("synchronous_commit", "off", True)
     return _insert_payload(insert_and_tell().cte("held"), "m").returning(relaxed)
 
 
 def _under(fence: Any, size: int, with_envelope: bool = False, with_payload: bool = False) -> sa.Select[Any]:
-    """What is written if, and only if, the fence holds; the answer is a row then."""
+    """A statement that writes if, and only if, the fence holds; then the answer is a row."""
     held = fence.cte("held")
     parts = []
     if with_envelope:
@@ -133,7 +133,7 @@ def _shared(held: sa.CTE) -> list[sa.ColumnElement[Any]]:
 
 
 def _insert_entry(held: sa.CTE) -> sa.Insert:
-    """A single entry, of which a guarded step commits two, is worth a statement that takes no text apart."""
+    """Insert a single entry: frequent enough (a guarded step commits two) for a statement without JSON."""
     values = [sa.cast(sa.bindparam(f"e_{c.name}", type_=c.type), _unbounded(c)) for c in _OWN]
     return _into_journal(sa.select(*_shared(held), *values).select_from(held))
 
@@ -143,7 +143,7 @@ def _unbounded(column: sa.Column[Any]) -> Any:
 
 
 def _insert_entries(held: sa.CTE) -> sa.Insert:
-    """The entries come as one JSON text: every driver knows text, and an array for each column costs more."""
+    """Insert entries from one JSON text: every driver knows text, and an array for each column costs more."""
     columns = [sa.column(c.name, sa.Text() if isinstance(c.type, _TEXTUAL) else c.type) for c in _OWN]
     given = sa.cast(sa.bindparam("e_entries", type_=sa.Text), postgresql.JSON)
     entries = sa.func.json_to_recordset(given).table_valued(*columns, name="entries").render_derived(with_types=True)
@@ -184,7 +184,7 @@ def _entry(batch: Batch, entry: Entry) -> dict[str, Any]:
 
 
 def _row(entry: Entry) -> dict[str, Any]:
-    # What is not said is NULL.
+    # Columns that are left out are NULL.
     row: dict[str, Any] = {
         "scope": entry.scope,
         "position": entry.position,

@@ -29,15 +29,15 @@ __all__ = ["SQLite"]
 
 T = TypeVar("T")
 
-#: Connections that are kept open while nobody needs them.
+#: How many unused connections are kept open.
 _KEPT: Final = 8
 _DIALECT: Final = sqlite.dialect(paramstyle="qmark")
-#: In this order come the parameters of an entry.
+#: The order of an entry's parameters.
 _ENTRY: Final = [column.name for column in journal.columns if column.name != "at"]
 
 
 class _Form:
-    """A statement as the driver gets it."""
+    """A statement in the form that the driver takes."""
 
     def __init__(self, statement: Any) -> None:
         compiled = statement.compile(dialect=_DIALECT)
@@ -73,7 +73,7 @@ def _fence() -> str:
 def _entry() -> str:
     values = {name: sa.bindparam(name, type_=journal.c[name].type) for name in _ENTRY}
     form = _Form(sa.insert(journal).values(**values, at=now_ms()))
-    # The clock is no parameter, so what is left stands in the order of the columns.
+    # The clock is no parameter, so the others are in the order of the columns.
     assert form.order == _ENTRY
     return form.sql
 
@@ -105,7 +105,7 @@ class SQLite:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        #: The latest last, so that those that are not needed are not touched.
+        #: The one used last is taken first.
         self._idle: deque[Any] = deque()
 
     # -- reading --------------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ class SQLite:
 
     def open_new(self, row: dict[str, Any], envelope: StoredPayload) -> bool:
         def transaction(driver: Any) -> bool:
-            # Inside a transaction it cannot be changed.
+            # Inside a transaction this setting cannot be changed.
             driver.execute("PRAGMA synchronous = NORMAL")
             try:
                 driver.execute("BEGIN IMMEDIATE")
@@ -194,7 +194,7 @@ class SQLite:
             answer = work(line.dbapi_connection)
         except BaseException as error:
             if line is not None:
-                # Perhaps inside a transaction: closing it undoes that.
+                # It may be inside a transaction: closing the connection rolls it back.
                 line.invalidate()
                 line.close()
             if not isinstance(error, sqlite3.Error):
@@ -210,7 +210,7 @@ class SQLite:
         return answer
 
 
-# What a transaction is made of. Few calls: after each sync the processor has forgotten all that it knew.
+# The parts of a transaction, with few calls: after each sync to disk the processor's caches are cold.
 
 
 def _commit(driver: Any) -> bool:
@@ -226,7 +226,7 @@ def _undo(driver: Any) -> bool:
 def _born(
     driver: Any, columns: tuple[str, ...], leased: bool, row: dict[str, Any], envelope: StoredPayload | None
 ) -> bool:
-    """Insert an execution and the message of it; False when there is one of this id."""
+    """Insert an execution and its message; False when there is one of this id."""
     form = _insert(columns, leased)
     if not driver.execute(form.sql, form.pick(row)).rowcount:
         return False
@@ -236,7 +236,7 @@ def _born(
 
 
 def _write(driver: Any, batch: Batch) -> None:
-    """Write entries; the transaction holds their fence."""
+    """Write entries; the transaction has verified their fence."""
     entries = batch.entries
     if len(entries) == 1:
         driver.execute(_entry(), _row(batch, entries[0]))
