@@ -38,7 +38,7 @@ class Unbegun(NamedTuple):
 def cancel_unbegun(database: Database, namespace: str, ids: Sequence[str], reason: str) -> dict[str, Unbegun]:
     """Cancel, in one transaction, those of these executions that nobody has started, and notify their parents.
 
-    :returns: those, by their ids. The others are unchanged, and so are children of a suspended parent, which needs waking.
+    :returns: those, by their ids. Others are unchanged, also children of a suspended parent, which has to be woken.
     :raises JournalUnavailable: when the database did not answer.
     """
     wanted = set(ids)

@@ -1,4 +1,4 @@
-"""Reads executions for people outside; changes nothing."""
+"""Reads executions for people; changes nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["ExecutionReader"]
 _x = executions.c
 _j = journal.c
 
-#: Entries whose payload is no value of a step, but says what happened.
+#: Entries whose payload is not a step's value, but tells what happened.
 _TELLING = (
     EntryKind.AUDIT,
     EntryKind.SCOPE_END,
@@ -34,7 +34,7 @@ _TELLING = (
     EntryKind.CALL,
     EntryKind.SHARED,
 )
-#: The same columns, without the values of steps: those may be large, and secret.
+#: The same columns, without the values of steps, which may be large, and secret.
 _WITHOUT_VALUES = (
     *(c for c in ENTRY_COLUMNS if c is not _j.payload),
     sa.case((_j.kind.in_([int(k) for k in _TELLING]), _j.payload), else_=None).label("payload"),
@@ -42,7 +42,7 @@ _WITHOUT_VALUES = (
 
 
 class ExecutionReader:
-    """Looks at the executions of one namespace."""
+    """Reads the executions of one namespace."""
 
     def __init__(self, database: Database, *, namespace: str) -> None:
         self._database = database
@@ -56,7 +56,7 @@ class ExecutionReader:
         return self._database.read(lambda c: to_execution(self._row(c, execution_id)))
 
     def namespace_of(self, pk: int) -> str | None:
-        """Whose an execution is; None where there is none."""
+        """The namespace of an execution; None if there is none with this key."""
         found: str | None = self._database.read(
             lambda c: c.execute(sa.select(executions.c.namespace).where(executions.c.pk == pk)).scalar()
         )
@@ -73,7 +73,7 @@ class ExecutionReader:
     ) -> list[Execution]:
         """Executions, the latest first.
 
-        :param pruned: False: without tombstones; True: nothing else, those that were pruned last first.
+        :param pruned: False: without tombstones; True: only tombstones, the last pruned first.
         :param before_pk: continue after the last one of the previous page.
         """
         return self._database.read(
@@ -122,7 +122,7 @@ class ExecutionReader:
         return self._database.read(lambda c: self._doubts(c, execution))
 
     def payload(self, pk: int, kind: PayloadKind) -> StoredPayload | None:
-        """The envelope, the outcome, or the reason for which it was parked."""
+        """The envelope, the outcome, or the reason for parking."""
         return self._database.read(lambda c: get_payload(c, pk, kind))
 
     def is_eager(self, pk: int) -> bool:
@@ -134,7 +134,7 @@ class ExecutionReader:
         row = None
         if is_name(execution_id):
             row = connection.execute(query.with_for_update() if lock else query).first()
-        # MySQL overlooks blanks at the end.
+        # MySQL ignores blanks at the end of an id.
         if row is None or row.id != execution_id:
             raise UnknownExecution(
                 f"there is no execution {execution_id!r} in namespace {self._namespace!r}. See what there is: celery "

@@ -38,7 +38,7 @@ def new_row(pk: int, namespace: str, request: OpenRequest, lease_ms: int, steps:
     return bound(values)
 
 
-#: Where an error would spoil the transaction (PostgreSQL), or costs more than not to make one.
+#: Where an error would break the transaction (PostgreSQL), or costs more than avoiding it.
 _UNLESS_KNOWN: Any = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
 
 
@@ -49,9 +49,9 @@ def _standard(*columns: str, leased: bool = True) -> sa.Insert:
 
 @functools.cache
 def insert_unless_known(dialect: str, *columns: str, leased: bool = True) -> Any:
-    """Writes a row where there is none of this id, on PostgreSQL and SQLite.
+    """Inserts a row if there is none of this id, on PostgreSQL and SQLite.
 
-    :param columns: what has another value than in a running execution.
+    :param columns: those whose values differ from a running execution's.
     """
     insert = _UNLESS_KNOWN[dialect](executions).values(**new_values(*columns, leased=leased))
     return insert.on_conflict_do_nothing()
@@ -59,7 +59,7 @@ def insert_unless_known(dialect: str, *columns: str, leased: bool = True) -> Any
 
 @functools.cache
 def insert_and_tell(*columns: str, leased: bool = True) -> Any:
-    """The same for PostgreSQL, which returns the key of the new row, or none."""
+    """The same for PostgreSQL, which returns the key of a new row."""
     return insert_unless_known("postgresql", *columns, leased=leased).returning(executions.c.pk)
 
 
@@ -70,9 +70,9 @@ def insert_new(
     *columns: str,
     leased: bool = True,
 ) -> bool:
-    """Insert an execution and the message of it.
+    """Insert an execution and its message.
 
-    :param columns: parameters of ``row`` that are columns with another value than a running execution has.
+    :param columns: columns in ``row`` whose values differ from a running execution's.
     :returns: False when there is one of this id; the transaction continues.
     """
     if connection.dialect.name == "postgresql":

@@ -30,7 +30,7 @@ __all__ = ["Granting"]
 class Granting:
     """Grants leases of executions that have a row.
 
-    :param lease_ms: for this many milliseconds.
+    :param lease_ms: length of a lease, in milliseconds.
     :param max_attempts: take-overs after which an execution is quarantined.
     """
 
@@ -50,8 +50,8 @@ class Granting:
         if state is State.CANCELLED and row.wake_at is None:
             return Refused(Refusal.DONE, state)
         if request.replacements > row.replacements and state not in PARKED_STATES:
-            # Task.replace continues under the same id. Whoever sent this is done, whether it has said so or not: the
-            # message may have taken its way through a chain or a chord.
+            # Task.replace continues under the same id. The task that sent this message is done, even if its end is not
+            # recorded: the message may have come through a chain or a chord.
             return self._begin_anew(connection, row, request)
         if row.task != request.task and (state in FINAL_STATES or state is State.PENDING):
             # Somebody chose one id for two tasks.
@@ -71,7 +71,7 @@ class Granting:
         if request.retries < row.retries or row.task != request.task:
             return Refused(Refusal.STALE, state)
         if state is State.SUSPENDED and not row.sends and request.recoverable:
-            # It waits, and nobody has sent it since: a duplicate of the message that brought it there.
+            # Its message has not been sent again since: this one is a duplicate of an earlier message.
             return Refused(Refusal.STALE, state)
         attempts = row.attempts + (1 if running else 0)
         if attempts > self._max_attempts:
@@ -105,7 +105,7 @@ class Granting:
             "steps": 0,
         }
         if row.pruned_at is not None:
-            # A tombstone of what went before is no longer true of what begins now.
+            # The tombstone was of the earlier run under this id.
             values["pruned_at"] = None
         connection.execute(grant(*values), bound({"pk": row.pk, **values}) | self._lease(request))
         if request.recoverable:

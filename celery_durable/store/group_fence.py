@@ -1,7 +1,7 @@
-"""The commit that many executions share: as many statements for two hundred of them as for two.
+"""The commit that many executions share: two hundred of them need no more statements than two.
 
-Each statement covers all of them, so that a database some milliseconds away is asked a few times, and not a few times
-for each. A row that somebody else has locked is left out, and gets a commit of its own.
+Each statement covers all of them, so that a database some milliseconds away is asked only a few times in all. A row
+that somebody else has locked is left out, and gets its own commit.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ __all__ = ["Together", "fence_all"]
 _x = executions.c
 _j = journal.c
 
-#: Who may write, and whose cancellation was asked for. Rows are locked in one order everywhere: no dead-locks. Who is
-#: missing is gone, or locked by somebody else.
+#: Locks executions, to see who may write and whose cancellation was requested. The order is the same everywhere, to
+#: avoid dead-locks. Rows that are missing in the answer are gone, or locked by somebody else.
 _LOCK = (
     sa.select(_x.pk, _x.epoch, _x.state, _x.cancel_at)
     .where(_x.pk.in_(sa.bindparam("pks", expanding=True)))
@@ -34,7 +34,7 @@ _LOCK = (
     .with_for_update(skip_locked=True)
 )
 
-#: The first rows of batches of unknown fate, as far as they are in.
+#: The first rows of batches of unknown fate, as far as they are committed.
 _PRESENT = sa.select(_j.pk, _j.generation, _j.scope, _j.position, _j.entry, _j.epoch).where(
     _j.pk.in_(sa.bindparam("pks", expanding=True)),
     _j.position.in_(sa.bindparam("positions", expanding=True)),
@@ -59,22 +59,22 @@ def _prolonging(kinds: int) -> sa.Update:
 
 
 class Together(NamedTuple):
-    """What became of batches before their entries are written."""
+    """Batches by what is to be done with their entries."""
 
-    #: To be written.
+    #: These are to be written.
     held: list[Batch]
-    #: Their executions are somebody else's.
+    #: Their executions belong to other owners.
     lost: set[Fence]
-    #: Their cancellation was asked for; they are written all the same.
+    #: Their cancellation was requested; they are written anyway.
     cancelled: set[Fence]
-    #: Locked by somebody else: to be tried alone.
+    #: Locked by somebody else: each is to be tried alone.
     busy: set[Fence]
 
 
 def fence_all(connection: Connection, batches: Sequence[Batch], lease_ms: int, *, again: bool) -> Together:
     """Verify the right to write of several executions, and prolong it; those that have no row get theirs.
 
-    :param again: any of them may be in already, not only those that say so.
+    :param again: any batch may be committed already, not only those marked so.
     """
     born = [batch for batch in batches if batch.birth is not None]
     if born:
@@ -107,7 +107,7 @@ def _new_row(batch: Batch, lease_ms: int) -> dict[str, Any]:
 
 
 def _write_messages(connection: Connection, batches: Sequence[Batch]) -> None:
-    """Of those that are new. Their rows may be from an earlier try, and then their messages are too."""
+    """Write the messages of new executions, again if an earlier try did."""
     rows = [
         {"pk": batch.fence.pk, "kind": int(PayloadKind.ENVELOPE), **batch.birth.request.envelope()._asdict()}
         for batch in batches
@@ -121,12 +121,12 @@ def _write_messages(connection: Connection, batches: Sequence[Batch]) -> None:
 def _insert(dialect: str) -> Any:
     if dialect in ("postgresql", "sqlite"):
         return insert_unless_known(dialect)
-    # Not INSERT IGNORE, which would store what does not fit, cut to length.
+    # Not INSERT IGNORE, which would truncate values that do not fit.
     return mysql.insert(executions).values(**new_values()).on_duplicate_key_update(pk=_x.pk)
 
 
 def _first(batch: Batch) -> tuple[Any, ...] | None:
-    """By what a batch is recognised."""
+    """The row by which a batch is recognised."""
     if not batch.entries:
         return None
     first = batch.entries[0]

@@ -1,9 +1,9 @@
 """Exceptions raised in the middle of a transaction: for example a soft time limit, which a signal raises at any
 instruction.
 
-Such an exception belongs neither to the database nor to us. It must come out as it is, whatever SQLAlchemy and the
-driver make of it on its way. And a connection whose driver was interrupted, perhaps between a request and its answer,
-cannot be used any more.
+Such an exception comes neither from the database nor from us. The caller must get it unchanged, although SQLAlchemy and
+the driver may wrap or replace it. And a connection whose driver was interrupted, perhaps between a request and its
+answer, cannot be used any more.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection, Engine
 
 __all__ = ["begun", "thrown_behind", "unusable_if_interrupted"]
 
-#: Packages whose ordinary exceptions stand behind errors of a database: the drivers', and what they are made of.
+#: Packages whose ordinary exceptions cause errors of a database: drivers, and the modules that they use.
 _EXPECTED: Final = frozenset({
     "builtins", "socket", "ssl", "asyncio", "concurrent", "sqlalchemy", "celery_durable",
     "psycopg", "psycopg2", "asyncpg", "pymysql", "MySQLdb", "mysql", "asyncmy", "sqlite3", "aiosqlite",
@@ -26,7 +26,7 @@ _EXPECTED: Final = frozenset({
 
 @contextlib.contextmanager
 def begun(engine: Engine) -> Iterator[Connection]:
-    """A transaction, whose connection is not used again when something was thrown into it."""
+    """A transaction whose connection is not used again if an exception interrupts it."""
     with engine.connect() as connection, unusable_if_interrupted(connection), connection.begin():
         yield connection
 
@@ -37,16 +37,16 @@ def unusable_if_interrupted(connection: Connection) -> Iterator[None]:
         yield
     except BaseException as error:
         meant = isinstance(error, exc.SQLAlchemyError) or _package(error) == "celery_durable"
-        # A journal in memory lives by its connection. One in a file would stay locked by what is left of this one.
+        # A journal in memory is lost with its connection. A file would stay locked by an interrupted transaction.
         if not meant and connection.engine.url.database not in (None, "", ":memory:"):
             connection.invalidate()
         raise
 
 
 def thrown_behind(error: Exception, before: BaseException | None) -> BaseException | None:
-    """What was thrown in, where SQLAlchemy has wrapped it, or has met an error while it cleaned up behind it.
+    """The exception that interrupted a transaction, if SQLAlchemy has wrapped it, or failed while cleaning up after it.
 
-    :param before: what was being handled when the transaction began.
+    :param before: the exception that was being handled when the transaction began.
     """
     if type(error) is exc.StatementError:
         return error.orig

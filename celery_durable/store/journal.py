@@ -80,12 +80,12 @@ class Journal(JournalReader):
     ) -> set[Fence]:
         """Commit the entries of several executions in one transaction, each under its own fence.
 
-        :param cancelled: gets the fences of those whose cancellation was asked for.
-        :param busy: gets the fences of those that somebody else has locked: they are to be committed alone. They are
-            waited for where it is None, or where there is but one.
+        :param cancelled: gets the fences of executions whose cancellation was requested.
+        :param busy: gets the fences of executions that somebody else has locked: they are to be committed alone. If it
+            is None, or there is only one execution, this waits for the lock.
         :returns: the fences that no longer hold; nothing was written for those.
         :raises JournalUnavailable: when it could not be committed in time. Some of it may have been.
-        :raises NotStorable: when the database does not take it as it is; nothing was written.
+        :raises NotStorable: when the database refuses a value; nothing was written.
         """
         # One order of locking for all processes: no dead-locks between group commits.
         ordered = batches if len(batches) == 1 else sorted(batches, key=lambda b: b.fence.pk)
@@ -144,8 +144,8 @@ class Journal(JournalReader):
         except (DataError, IntegrityError, ValueError, OverflowError) as error:
             raise NotStorable(cause(error)) from error
         except (SQLAlchemyError, AttributeError, TypeError, LookupError, MemoryError) as error:
-            # Not every exception: what a signal throws into a commit is for the body. These are the server's, or a
-            # fault of ours, and may be gone when the message comes back.
+            # Not every exception: one that a signal raises in a commit is for the body. These come from the server, or
+            # are a fault of ours, and may not happen again when the message comes back.
             raise JournalUnavailable(f"the commit failed: {cause(error)}") from error
 
     def append_in(self, connection: Connection, batch: Batch) -> None:
@@ -159,9 +159,9 @@ class Journal(JournalReader):
         insert_entries(connection, [batch])
 
     def is_in(self, batch: Batch) -> bool:
-        """Whether a batch was committed, of whose commit nothing was heard. Waits for a commit that is under way.
+        """Whether a batch is committed after a commit without an answer. Waits for a commit that is under way.
 
-        :raises JournalUnavailable: when nobody can say.
+        :raises JournalUnavailable: when this cannot be found out.
         """
         return self._database.write(lambda c: self._present(c, batch))
 
@@ -170,7 +170,7 @@ class Journal(JournalReader):
         return self._database.write(lambda c: self._fence(c, Batch(fence, 0, ())))
 
     def _begin(self, connection: Connection, batch: Batch) -> bool:
-        """Write the row of an execution that has none; False where there is one, which may be our own."""
+        """Write the row of an execution that has none; False if there is one, which may be our own."""
         birth = batch.birth
         if birth is None:
             return False
@@ -193,7 +193,7 @@ class Journal(JournalReader):
         """Whether an earlier try has written this batch."""
         if not batch.entries:
             return False
-        # The server may still be at that try, of which we only lost sight: then this waits until it is over.
+        # The server may still be working on that try, although we lost the connection: then this waits until it ends.
         connection.execute(BY_PK, {"pk": batch.fence.pk})
         first = batch.entries[0]
         place = {
@@ -254,7 +254,7 @@ class Journal(JournalReader):
         try:
             return self._database.write(work)
         except IntegrityError:
-            # Somebody inserted the key between our look and our insert: now the look finds it.
+            # Somebody inserted the key between our query and our insert: now the query finds it.
             return self._database.write(work)
 
     def _holder(self, connection: Connection, row: Any, own_pk: int) -> GuardHolder:
@@ -265,7 +265,7 @@ class Journal(JournalReader):
             generation=row.generation,
             fingerprint=bytes(row.fingerprint),
             execution=None if execution is None else to_execution(execution),
-            # An earlier generation of the one who asks is not under way.
+            # An earlier generation of the execution that asks is not under way.
             live=execution is not None
             and row.pk != own_pk
             and execution.state == State.RUNNING.value

@@ -28,7 +28,7 @@ _GUARDED = (
     .order_by(_j.generation, _j.scope, _j.position, _j.entry)
 )
 
-#: What several scopes have.
+#: The first entries of several scopes.
 _BEGINNINGS = (
     sa.select(*ENTRY_COLUMNS)
     .where(
@@ -78,7 +78,7 @@ _EXECUTION_FIELDS = tuple(Execution.__dataclass_fields__)
 
 
 class JournalReader:
-    """The journal of a database, to be read."""
+    """Reads the journal of a database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -112,8 +112,8 @@ class JournalReader:
         return self._database.read(lambda c: [journaled(r) for r in c.execute(query.order_by(_j.generation))])
 
     def outcomes(self, pk: int, first: int, last: int) -> list[Journaled]:
-        """What steps came to in the generations ``first`` to ``last``, without the values, packs as they are; and the
-        open intents of those that may be repeated.
+        """Outcomes of steps in the generations ``first`` to ``last``, without values, packs as they are; and the open
+        intents of steps that may be repeated.
         """
         kinds = [int(kind) for kind in _OUTCOMES]
         query = (

@@ -1,4 +1,4 @@
-"""The latest executions, by state and task: each page reads what it shows, however many there are."""
+"""The latest executions, by state and task: a page reads only the rows that it shows, however many there are."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def latest(
 ) -> Sequence[Any]:
     """Rows of executions, the latest first.
 
-    :param states: none: any.
+    :param states: if empty, any state.
     :param before_pk: continue after this one.
-    :param pruned: tombstones, the one that was pruned last first, and nothing else.
+    :param pruned: only tombstones, the last pruned first.
     """
     beyond: list[sa.ColumnElement[bool]] = []
     if before_pk is not None and not pruned:
@@ -43,7 +43,7 @@ def latest(
     parts = []
     for state in State:
         if (not states or state in states) and not (pruned and state not in FINAL_STATES):
-            # One look into the index for each state.
+            # One index scan for each state.
             query = _of(namespace, state, task, pruned).where(*beyond)
             parts.append(query.order_by(*_order(connection, _x, pruned)).limit(limit))
     return _together(connection, parts, lambda columns: _order(connection, columns, pruned), limit)
@@ -76,14 +76,14 @@ def _of(namespace: str, state: State, task: str | None, pruned: bool) -> sa.Sele
     index = "ix_durable_execution_state"
     if task is not None:
         query, index = query.where(_x.task == task), "ix_durable_execution_task"
-    # MariaDB may take another one, which knows the namespace as well, and sort all that there is of it.
+    # MariaDB may choose another index that begins with the namespace, and then sort all its rows.
     query = query.with_hint(executions, f"FORCE INDEX ({index})", "mysql")
     return query.where(_x.pruned_at.is_not(None) if pruned else _x.pruned_at.is_(None))
 
 
 def _order(connection: Connection, columns: Any, pruned: bool) -> tuple[Any, ...]:
     latest_first = (columns.pk.desc(),)
-    # PostgreSQL does not take a column that is NULL for a constant: it is led along the index where it sorts by it.
+    # PostgreSQL does not treat a column that is always NULL as a constant: sorting by it too lets it use the index.
     sorts = pruned or connection.dialect.name == "postgresql"
     return (columns.pruned_at.desc(), *latest_first) if sorts else latest_first
 

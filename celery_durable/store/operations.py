@@ -1,4 +1,4 @@
-"""What people and the worker's main process do to an execution from outside: look, cancel, fail, resume, resolve.
+"""Operations on an execution for people and a worker's main process: look, cancel, fail, resume, resolve.
 
 Everything that changes an execution raises its epoch: its current owner is fenced off.
 """
@@ -53,13 +53,13 @@ class Operations(ExecutionReader):
     # -- changing -------------------------------------------------------------------------------------------
 
     def cancel(self, execution_id: str, reason: str, *, undo: bool = True) -> Execution:
-        """End an execution that has not ended: at once, or, where it has something to undo, as soon as that is undone.
+        """End an execution that has not ended: at once or, if it has something to undo, as soon as that is undone.
 
-        :param undo: False: at once in any case; what is left to undo is not undone.
+        :param undo: False: at once in any case, without undoing anything more.
         :returns: the row as it was before.
         :raises UnknownExecution: when there is none of this id.
-        :raises WrongState: when it has ended already, is being undone, or a step is in doubt of which nobody knows
-            whether it is to be undone.
+        :raises WrongState: when it has ended already, is being undone, or has a step in doubt, so that nobody knows
+            whether that is to be undone.
         """
 
         def work(connection: Connection) -> Execution:
@@ -80,7 +80,7 @@ class Operations(ExecutionReader):
                     f"to the step in doubt, with: celery durable resolve {execution_id}"
                 )
             elif row.state is State.RUNNING:
-                # Its owner learns of it with its next commit. Where it is dead, the next one does.
+                # Its owner learns of this with its next commit; if it is dead, the next owner does.
                 asked = sa.update(executions).where(_x.pk == row.pk).values(cancel_at=now_ms(), updated_at=now_ms())
                 connection.execute(asked)
             else:
@@ -91,7 +91,7 @@ class Operations(ExecutionReader):
         return self._database.write(work)
 
     def fail(self, execution_id: str, outcome: StoredPayload, reason: str) -> bool:
-        """End an execution as failed, after what it did is undone; Celery has already been notified.
+        """End an execution as failed, once what it did is undone; Celery has already been notified.
 
         :returns: False when there is nothing to end: it is unknown, or has ended.
         """
@@ -106,7 +106,7 @@ class Operations(ExecutionReader):
                 return False
             known = self._saga(connection, row)
             if EntryKind.UNDOING in known:
-                # What takes too long each time would else be begun for ever.
+                # Counted, because an undo that takes too long each time would otherwise be restarted for ever.
                 self._go_on(connection, row, attempts=row.attempts + 1)
                 return True
             if EntryKind.SAGA in known:
@@ -158,8 +158,8 @@ class Operations(ExecutionReader):
         *,
         note: StoredPayload,
     ) -> list[Doubt]:
-        """Settle a step that is in doubt. The execution continues when none is left that waits for an operator: before
-        that, it would only be parked again.
+        """Settle a step that is in doubt. The execution continues when no step waits for an operator any more: before,
+        it would only be parked again.
 
         :param kind: ``RESULT`` (it was done, with this value), ``RUN_AGAIN`` or ``ERROR``.
         :param note: who decided; goes into the audit.
@@ -225,7 +225,7 @@ class Operations(ExecutionReader):
 
     @staticmethod
     def _saga(connection: Connection, row: Execution) -> set[EntryKind]:
-        """What the journal says of undoing."""
+        """The entries about undoing that the journal has."""
         here = (_j.pk == row.pk, _j.generation == row.generation, _j.scope == META, _j.position == 0)
         return {EntryKind(kind) for kind in connection.execute(sa.select(_j.kind).where(*here)).scalars()}
 
@@ -244,7 +244,7 @@ class Operations(ExecutionReader):
         return [journaled(r) for r in connection.execute(query)]
 
     def _go_on(self, connection: Connection, row: Execution, *, attempts: int = 0, **values: Any) -> None:
-        """Let it run again, at once: recovery sends its message. An eager run has none; its caller calls again.
+        """Let it run again at once: recovery sends its message. An eager run has none, so its caller must call again.
 
         :param attempts: the new count of take-overs.
         """

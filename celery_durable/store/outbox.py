@@ -39,16 +39,16 @@ __all__ = [
 _x = executions.c
 _o = outbox.c
 
-#: Columns' widths. MySQL would cut what is longer.
+#: Width of the columns. MySQL would truncate longer values.
 _LONGEST_ID = 255
-#: Keys asked for in one statement.
+#: How many keys one statement asks for.
 _CHUNK = 500
-#: Somebody else's connection may translate schemas; the journal's tables are where they are.
+#: A caller's connection may translate schemas; this must not affect the journal's tables.
 _OPTIONS: dict[str, Any] = {"schema_translate_map": {}}
 
 
 class Speaks(Protocol):
-    """A connection of SQLAlchemy's, or one that is borrowed from somebody else."""
+    """An SQLAlchemy connection, or one that is borrowed from somebody else."""
 
     @property
     def dialect(self) -> Any: ...
@@ -62,7 +62,7 @@ class Existing(NamedTuple):
     pk: int
     task: str
     state: State
-    #: None where its id was not chosen as a ``durable_id``.
+    #: None if its id was not chosen as a ``durable_id``.
     args_hash: bytes | None
     #: ms since the epoch, UTC.
     created_at: int
@@ -76,7 +76,7 @@ class IdTaken(Exception):
     def __init__(self, message: Published, existing: Existing | Published) -> None:
         super().__init__(message.id)
         self.message = message
-        #: A message, where the same batch has the id twice.
+        #: The execution; or a message, if the same batch has the id twice.
         self.existing = existing
 
 
@@ -91,7 +91,7 @@ class DueMessage(NamedTuple):
 
 
 def new_pks(count: int, after: int = 0) -> list[int]:
-    """Fresh keys in ascending order, for messages are sent in the order of their keys.
+    """Fresh keys in ascending order, because messages are sent in the order of their keys.
 
     :param after: greater than this one, also within one millisecond.
     """
@@ -102,7 +102,7 @@ def new_pks(count: int, after: int = 0) -> list[int]:
 
 
 def row_of(pk: int, namespace: str, message: Published, lease_ms: int) -> dict[str, Any]:
-    """An execution that nobody has begun, but for its times: see :func:`wakes`."""
+    """The row of an execution that has not begun, without its times: see :func:`wakes`."""
     return {
         "pk": pk,
         "namespace": namespace,
@@ -125,7 +125,7 @@ def row_of(pk: int, namespace: str, message: Published, lease_ms: int) -> dict[s
 
 
 def wakes() -> dict[str, Any]:
-    """The times of such a row."""
+    """The times of a row of :func:`row_of`."""
     return {"wake_at": from_now("wake"), "created_at": now_ms(), "updated_at": now_ms()}
 
 
@@ -137,7 +137,7 @@ def known_ids(connection: Speaks, namespace: str, messages: Sequence[Published])
 
 
 def existing(connection: Speaks, row: Any) -> Existing:
-    """More of what :func:`known_ids` has found."""
+    """The execution of a row that :func:`known_ids` has found, with its message."""
     return Existing(
         pk=row.pk,
         task=row.task,
@@ -150,7 +150,7 @@ def existing(connection: Speaks, row: Any) -> Existing:
 
 
 def _unless_known(dialect: str, values: dict[str, Any]) -> sa.Insert:
-    """Insert executions, but none whose id is known: an error would end somebody else's transaction."""
+    """Insert executions, except those whose id is known: an error would end the caller's transaction."""
     unique = [_x.namespace, _x.id]
     if dialect == "sqlite":
         return sqlite.insert(executions).values(values).on_conflict_do_nothing(index_elements=unique)
@@ -184,9 +184,9 @@ def insert(
 
     A durable one whose id is known already is left out: the execution that has the id stands for it.
 
-    :param settle: is asked about a chosen id that is taken, and raises unless it is by the same call.
-    :param after: their keys are greater than this one.
-    :returns: their keys; what is really there at the commit says :func:`present`.
+    :param settle: is asked about a chosen id that is taken, and raises unless the same call has it.
+    :param after: the new keys are greater than this one.
+    :returns: their keys; :func:`present` tells which of them really exist at the commit.
     :raises ConfigurationError: for an id that does not fit, or that is another task's.
     """
     for message in messages:
@@ -201,7 +201,7 @@ def insert(
 def put(connection: Speaks, namespace: str, lease_ms: int, messages: Sequence[tuple[int, Published | Unsent]]) -> bool:
     """Record messages under these keys in an open transaction; durable ones whose ids are known are left out.
 
-    :returns: False where some were, or where the driver cannot tell.
+    :returns: False if some were left out, or the driver cannot tell.
     """
     durable = [(pk, m) for pk, m in messages if isinstance(m, Published)]
     plain = [(pk, m) for pk, m in messages if isinstance(m, Unsent)]
@@ -247,12 +247,12 @@ def check(message: Published | Unsent) -> None:
 def _check_known(
     connection: Speaks, namespace: str, messages: Sequence[Published], settle: Callable[[IdTaken], None]
 ) -> None:
-    """Some were left out: where the id is another call's, the message would vanish. Say so instead."""
+    """Some messages were left out: raise an error if an id belongs to another call, or its message would be lost."""
     rows = known_ids(connection, namespace, messages)
     for message in messages:
         row = rows.get(message.id)
         if row is None:
-            # MySQL leaves out what collides in the random part of its key, too.
+            # MySQL also leaves out a row whose key collides.
             raise JournalUnavailable(f"the message of {message.id} could not be recorded; try again.")
         if message.args_hash is not None:
             if row.args_hash is None or bytes(row.args_hash) != message.args_hash:
@@ -265,7 +265,7 @@ def _check_known(
 
 
 def present(connection: Speaks, durable: Sequence[int], plain: Sequence[int]) -> set[int]:
-    """Which of these keys this transaction really holds: a savepoint may have been rolled back, an id known."""
+    """Which of these keys exist in this transaction: a savepoint may have been rolled back, or an id was known."""
     found: set[int] = set()
     for column, keys in ((_x.pk, durable), (_o.pk, plain)):
         for start in range(0, len(keys), _CHUNK):
@@ -275,7 +275,7 @@ def present(connection: Speaks, durable: Sequence[int], plain: Sequence[int]) ->
 
 
 def forget(connection: Connection, plain: Sequence[int]) -> None:
-    """Take these back, in the transaction in which they were recorded."""
+    """Delete these again, in the transaction in which they were recorded."""
     if plain:
         connection.execute(sa.delete(outbox).where(_o.pk.in_(list(plain))), execution_options=_OPTIONS)
 
@@ -294,7 +294,7 @@ class OutboxStore:
     def claim(self, limit: int) -> list[DueMessage]:
         """Take up to ``limit`` messages that should have been sent by now; the oldest come first.
 
-        One that is claimed comes up again after a while, unless :meth:`sent` says that it was sent.
+        A claimed message comes up again after a while, unless :meth:`sent` reports it as sent.
         """
 
         def work(connection: Connection) -> list[DueMessage]:
@@ -316,7 +316,7 @@ class OutboxStore:
         return self._database.write(work)
 
     def sent(self, pks: Iterable[int]) -> None:
-        """The broker has these; they are forgotten. What a crash of the database brings back is sent once more."""
+        """Delete messages that the broker has. If a crash of the database restores one, it is sent once more."""
         keys = list(pks)
         if keys:
             self._database.write(lambda c: c.execute(sa.delete(outbox).where(_o.pk.in_(keys))), durable=False)

@@ -1,8 +1,8 @@
 """Who may run an execution: opening, renewing, giving back, ending.
 
-Every change of hands raises ``epoch``; every write of an owner names the epoch it was granted, in the same
-transaction (G2, G3). Rows are locked before they are judged, so two messages of one execution are
-answered one after the other.
+Every change of owner raises ``epoch``; every write of an owner checks, in the same transaction, the epoch that it was
+granted (G2, G3). Rows are locked before anything is decided, so two messages of one execution are answered one after
+the other.
 """
 
 from __future__ import annotations
@@ -71,17 +71,17 @@ class Ownership:
     def open(self, request: OpenRequest) -> Opened | Closed | Refused:
         """Decide whether a message may run, and grant it the lease.
 
-        A new execution is inserted with its envelope, at once or with its first commit; a known one is granted only
-        where nobody else holds it and the message is not a stale one. A message that would be one take-over too many
-        parks the execution.
+        A new execution is inserted with its envelope, at once or with its first commit; a known one is granted only if
+        nobody else holds it and the message is not stale. A message that would be one take-over too many parks the
+        execution.
         """
         if request.fresh:
             if not self._is_known(request.id):
                 return self._new(new_pk(), request, Birth(self._namespace, request))
         elif request.pk is None and request.retries == 0 and request.recoverable:
-            # Most likely a first delivery: it spares the look-up. A lost acknowledgement of the insert ends up in the
-            # look-up too, which recognises its owner. It need not be on disk before the body starts. A crash of the
-            # database that undoes it undoes all that came of it, and the message is still there: see :meth:`vanished`.
+            # Most likely a first delivery: insert without a look-up. If the insert's acknowledgement is lost, the
+            # look-up recognises its owner. The row need not be on disk before the body starts: a crash of the database
+            # that undoes it undoes all later entries, and the message is still there: see :meth:`vanished`.
             opened = self._database.write(
                 lambda c: self._insert(c, request),
                 durable=False,
@@ -90,7 +90,7 @@ class Ownership:
             if opened:
                 return opened
         for _ in range(8):
-            # An insert that fails here raced with somebody else's, or the random part of its pk collided.
+            # If an insert fails here, another process was faster, or the random part of its pk collided.
             answer = self._database.write(lambda c: self._look(c, request))
             if answer:
                 return answer
@@ -110,7 +110,7 @@ class Ownership:
     def _find(self, connection: Connection, request: OpenRequest) -> Row[Any] | None:
         if request.pk is not None:
             row = connection.execute(BY_PK, {"pk": request.pk}).first()
-            # The message may come from another database's life: its key is a hint, its id is the truth.
+            # The message may be older than this database: its key is only a hint, its id decides.
             if row is not None and (row.namespace, row.id) == (self._namespace, request.id):
                 return row
         return connection.execute(BY_ID, {"namespace": self._namespace, "id": request.id}).first()
@@ -152,7 +152,7 @@ class Ownership:
         return lost
 
     def _renew(self, fences: Sequence[Fence]) -> list[Fence]:
-        # Nearly all were never taken over, and have the same epoch.
+        # Nearly all executions were never taken over, and have the same epoch.
         by_epoch: dict[int, list[int]] = {}
         for fence in fences:
             by_epoch.setdefault(fence.epoch, []).append(fence.pk)
@@ -178,7 +178,7 @@ class Ownership:
         return not self._is_known(execution_id)
 
     def count_death(self, execution_id: str) -> None:
-        """An owner was cut off and lets go as if in order: it is counted as a take-over."""
+        """Count a take-over: an owner was killed by a time limit, although its lease is given back normally."""
         open_ = _x.state.in_([State.PENDING.value, State.RUNNING.value, State.SUSPENDED.value])
         mine = sa.and_(_x.namespace == self._namespace, _x.id == execution_id, open_)
         self._database.write(lambda c: c.execute(sa.update(executions).where(mine).values(attempts=_x.attempts + 1)))
@@ -199,9 +199,9 @@ class Ownership:
     ) -> tuple[bool, Waking | None]:
         """Commit the last entries and a new state in one transaction, under the fence.
 
-        :param wake_ms: when recovery looks at it, from now; None for never.
-        :param child: what its parent is notified of.
-        :returns: whether what it is suspended for has come already; and the parent, where it continues now.
+        :param wake_ms: in how many milliseconds recovery looks at it; None for never.
+        :param child: the end of which its parent is notified.
+        :returns: whether its wait has ended already; and the parent, if that continues now.
         """
         pk, epoch = batch.fence
         values |= {"state": state.value}
@@ -259,8 +259,8 @@ class Ownership:
     ) -> Waking | None:
         """Commit the outcome. Until :meth:`mark_dispatched`, recovery makes sure that it is passed on to Celery.
 
-        :param child: what its parent is notified of in the same transaction.
-        :returns: the parent, where it continues now.
+        :param child: the end of which its parent is notified in the same transaction.
+        :returns: the parent, if that continues now.
         :raises LeaseLost: when the execution is no longer ours.
         """
         wake = None if dispatched else self._lease_ms
@@ -280,14 +280,14 @@ class Ownership:
         awaiting: Awaiting | None = None,
         sent: bool = False,
     ) -> bool:
-        """Let go until ``delay_ms`` from now (None: until somebody else sends); the message of that time carries
-        ``retries``.
+        """Give the execution up until ``delay_ms`` from now (None: until somebody sends its message); that message will
+        carry ``retries``.
 
-        :param awaiting: settlements of these promises end it too.
-        :param sent: the caller sends that message. Where nobody has, one that comes is a stray duplicate.
-        :param task: where the execution continues as another task (``Task.replace``), after so many ``replacements``:
-            its journal starts again.
-        :returns: True where what it waits for has come already, so that it continues at once.
+        :param awaiting: settlements of these promises end the suspension too.
+        :param sent: the caller sends that message. Until it is sent, any message that comes is a duplicate.
+        :param task: the task as which the execution continues (``Task.replace``), after this many ``replacements``: its
+            journal starts again.
+        :returns: True if its wait has ended already, so that it continues at once.
         """
         values: dict[str, Any] = {"retries": retries, "sends": int(sent)}
         if task is not None:
@@ -313,15 +313,15 @@ class Ownership:
         self._settle(batch, owner, State.PENDING, wake, (PayloadKind.REASON, None), sends=0, **counted)
 
     def park(self, batch: Batch, owner: str, state: State, reason: StoredPayload) -> None:
-        """Leave it to an operator."""
+        """Leave the execution to an operator."""
         self._settle(batch, owner, state, None, (PayloadKind.REASON, reason))
 
     def restart(self, batch: Batch, abort: Entry, first: Sequence[Entry] = (), *, keep: int = 0, steps: int = 0) -> int:
         """Abort the journal's generation and begin the next one; the lease stays.
 
-        :param first: entries of the next one.
-        :param keep: it begins with what lies before this position.
-        :param steps: so many steps.
+        :param first: the first entries of the next generation.
+        :param keep: it begins with a copy of everything before this position.
+        :param steps: how many steps these are.
         :returns: the new generation.
         """
         pk, epoch = batch.fence
@@ -355,7 +355,7 @@ class Ownership:
     # -- telling Celery -------------------------------------------------------------------------------------
 
     def mark_dispatched(self, pks: Sequence[int]) -> None:
-        """Celery has stored these results and sent their callbacks: later duplicates are dropped."""
+        """Note that Celery has stored these results and sent their callbacks: later duplicates are dropped."""
         if pks:
             states = [s.value for s in FINAL_STATES]
             self._database.write(

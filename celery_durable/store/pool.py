@@ -1,7 +1,7 @@
-"""A pool of connections that survives exceptions raised inside its users.
+"""A pool of connections that still works after an exception was raised at any instruction of a user.
 
-SQLAlchemy's own pool waits on a condition of the standard library. If a soft time limit is raised in a thread while it
-enters that, it stays locked, and no thread of the process would get a connection again.
+SQLAlchemy's own pool waits on a condition of the standard library. If a soft time limit is raised in a thread just as
+it acquires the condition, this stays locked, and no thread of the process gets a connection again.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from .connection_slots import Slots
 
 __all__ = ["ConnectionPool"]
 
-#: A thread that waits for a connection looks by itself after this many seconds: the one that had to wake it may be
+#: A thread that waits for a connection checks by itself after this many seconds: the one that was to wake it may be
 #: gone.
 _LOOK: Final = 0.5
-#: Where an open connection keeps its slot.
+#: Key under which an open connection keeps its slot.
 _SLOT: Final = "durable_slot"
 
 
 class ConnectionPool(Pool):
-    """Hands out the connection that was used last. Touched by single atomic operations only, and never locked.
+    """Hands out the connection that was used last. Changed by single atomic operations only, and never locked.
 
-    :param kept: connections that are kept open while nobody needs them.
-    :param most: connections at most; who needs one more waits.
-    :param patience: for how long, in seconds.
+    :param kept: how many unused connections are kept open.
+    :param most: how many connections there are at most; a thread that needs one more waits.
+    :param patience: how long it waits, in seconds.
     """
 
     def __init__(self, creator: Any, kept: int = 8, most: int = 32, patience: float = 30.0, **options: Any) -> None:
@@ -41,9 +41,9 @@ class ConnectionPool(Pool):
         #: A journal in memory with two connections would be two journals.
         self._slots = Slots(most)
         self._idle: deque[ConnectionPoolEntry] = deque()
-        #: All that are open. One whose user was thrown out is forgotten with him.
+        #: All open connections. If an exception interrupts a connection's user, it is dropped from here.
         self._entries: weakref.WeakSet[ConnectionPoolEntry] = weakref.WeakSet()
-        #: Who waits for one to be given back, in the order of coming.
+        #: Threads that wait for a connection, in the order of arrival.
         self._waiting: dict[Bell, None] = {}
 
     def _do_get(self) -> ConnectionPoolEntry:
@@ -53,7 +53,7 @@ class ConnectionPool(Pool):
             bell = Bell()
             self._waiting[bell] = None
             try:
-                # Once more: who gives one back from now on sees that somebody waits.
+                # Try again: from now on, a thread that gives one back sees that somebody waits.
                 entry = self._pop() or self._open()
                 left = deadline - time.monotonic()
                 if entry is None and left <= 0:
@@ -77,7 +77,7 @@ class ConnectionPool(Pool):
         try:
             entry = self._create_connection()
         except BaseException:
-            # The error keeps this frame, perhaps for long; it must not keep the slot.
+            # The error keeps this frame alive, perhaps for long; it must not keep the slot.
             del slot
             raise
         entry.__dict__[_SLOT] = slot

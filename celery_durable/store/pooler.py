@@ -1,6 +1,6 @@
 """A pooler between this process and a PostgreSQL server, such as PgBouncer in transaction mode.
 
-It gives a session of the server to each transaction in turn. So no statement may depend on what an earlier transaction
+Each transaction may get another of the server's sessions. So no statement may depend on what an earlier transaction
 left in a session: no parameters at its start, no prepared statements, no settings except a transaction's own.
 """
 
@@ -16,7 +16,7 @@ __all__ = ["POOLERS", "Limits", "Pooler", "given_options"]
 
 logger = logging.getLogger(__name__)
 
-#: What ``durable_pooler`` may say.
+#: Values of ``durable_pooler``.
 POOLERS: Final = ("auto", "transaction", "none")
 _READ_COMMITTED: Final = ("-c default_transaction_isolation=read\\ committed",)
 #: How PgBouncer refuses a session that begins with settings of its own.
@@ -26,8 +26,8 @@ _REFUSED: Final = "unsupported startup parameter"
 class Limits:
     """How long a server waits for this process, or for other transactions.
 
-    :param seconds: the limit for one statement, and for a transaction that stands still.
-    :param given: what the URL asks of each session besides.
+    :param seconds: the limit for one statement, and for an idle transaction.
+    :param given: further settings of a session, from the URL.
     """
 
     def __init__(self, seconds: float, given: str) -> None:
@@ -35,34 +35,34 @@ class Limits:
         milliseconds = int(seconds * 1000)
         settings = {
             "statement_timeout": milliseconds,
-            # Who stands still in a transaction, or is cut off from the server there, loses its locks: others wait for
-            # the same rows.
+            # A process that is idle in a transaction, or has lost the server, loses its locks: others wait for the same
+            # rows.
             "idle_in_transaction_session_timeout": milliseconds,
         }
-        #: libpq's parameter. What the URL asks for comes first, for it may say in which schema the tables are.
+        #: libpq's parameter. The URL's settings are kept: they may name the schema of the tables.
         told = [*(f"-c {name}={value}" for name, value in settings.items()), *_READ_COMMITTED]
         self.at_start = " ".join([given, *told])
-        #: The same for one transaction. Neither takes a snapshot, before which a transaction may be told its isolation.
+        #: The same for one transaction. This takes no snapshot, so the isolation level can still be set after it.
         self.at_begin = "; ".join(f"SET LOCAL {name} = {value}" for name, value in settings.items())
-        #: The same where a statement has to come alone.
+        #: The same as a single statement.
         self.alone = "SELECT " + ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
 
 
 class Pooler:
-    """Whether there is a pooler that hands the server's sessions round, and what that changes.
+    """Whether there is a pooler that shares the server's sessions among clients, and what that changes.
 
-    :param setting: one of :data:`POOLERS`. ``auto``: it is recognised. Its clients are told the number of a server's
-        process that is none, and it refuses settings at the start of a session.
+    :param setting: one of :data:`POOLERS`. ``auto``: it is detected, because it tells clients a process id that is not
+        the server's, and refuses settings at the start of a session.
     """
 
     def __init__(self, setting: str = "auto") -> None:
         self.setting = setting
-        #: True where it is known that there is one.
+        #: True if there is known to be one.
         self.between = setting == "transaction"
         self._known = setting != "auto"
 
     def found(self) -> None:
-        """There is one, as the server's answers tell."""
+        """Note that there is a pooler, as the server's answers show."""
         if self.between or self.setting == "none":
             return
         self.between = self._known = True
@@ -72,9 +72,9 @@ class Pooler:
         )
 
     def attend(self, engine: Engine, limits: Limits, *, transactions: bool) -> None:
-        """Look after the connections of an engine whose driver is libpq's.
+        """Prepare the connections of an engine whose driver uses libpq.
 
-        :param transactions: False for one whose statements stand for themselves.
+        :param transactions: False for an engine in autocommit mode.
         """
         event.listen(engine, "connect", self._look)
         if transactions:
@@ -86,7 +86,7 @@ class Pooler:
                     connection.exec_driver_sql(limits.at_begin, execution_options={"no_parameters": True})
 
     def connect(self, limits: Limits, dialect: Any, args: Any, parameters: Any) -> Any:
-        """A new connection of the driver's."""
+        """A new connection of the driver."""
         if not self.between:
             try:
                 return dialect.connect(*args, **parameters)
@@ -108,10 +108,10 @@ class Pooler:
 
 
 def is_between(connection: Any, driver: Any) -> bool:
-    """Whether the server's process is another one than the driver was told.
+    """Whether the server's process differs from the one that the driver was told.
 
-    :param connection: of the driver's, in no transaction.
-    :param driver: the same, without what SQLAlchemy puts around drivers for asyncio.
+    :param connection: a connection of the driver, in no transaction.
+    :param driver: the same, without SQLAlchemy's wrapper for asyncio drivers.
     """
     told = driver.info.backend_pid if hasattr(driver, "info") else driver.get_backend_pid()
     cursor = connection.cursor()
@@ -123,6 +123,6 @@ def is_between(connection: Any, driver: Any) -> bool:
 
 
 def given_options(url: URL) -> str:
-    """What a URL asks of each session (``?options=``)."""
+    """The settings for each session in a URL (``?options=``)."""
     value = url.query.get("options", "")
     return value if isinstance(value, str) else " ".join(value)

@@ -1,4 +1,4 @@
-"""The queries of recovery: what is due, who died, what was published."""
+"""The queries of recovery: due executions, dead owners, published messages."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ __all__ = ["Claims", "DueExecution", "Existing", "IdTaken", "Parked", "Published
 _x = executions.c
 _o = outbox.c
 
-#: The part of a lease that is left when it should have been renewed, and some time ago.
+#: If less than this part of a lease is left, it should have been renewed some time ago.
 _LATE = 0.6
-#: How often a race for an id is tried again.
+#: How often an insert is tried again after a race for an id.
 _TRIES = 8
 
 
@@ -44,7 +44,7 @@ class DueExecution:
     id: str
     task: str
     state: State
-    #: 0 where it never ran.
+    #: 0 if it never ran.
     epoch: int
     sends: int
     envelope: StoredPayload | None
@@ -72,7 +72,7 @@ class RecoveryStore:
         self._namespace = namespace
         self._lease_ms = lease_ms
         self._max_attempts = max_attempts
-        #: Owners renew when a third of the time is over: a lease that has less left than this is late.
+        #: Owners renew when a third of a lease is over: one that has less time left than this is late.
         self._late_ms = int(lease_ms * _LATE)
 
     def claim(self, limit: int, *, spare_owners: Callable[[], bool] = lambda: False) -> Claims:
@@ -82,8 +82,8 @@ class RecoveryStore:
         Rows that another service holds are skipped. A claimed row comes up again after a while that doubles each
         time, because a message may just be waiting in a long queue.
 
-        :param spare_owners: asked when the database answers: take no leases but those of processes that are known to
-            be dead.
+        :param spare_owners: asked once the database answers; True: take over only from processes that are known to be
+            dead.
         """
         ours = _x.namespace == self._namespace
 
@@ -105,10 +105,10 @@ class RecoveryStore:
             if pks:
                 again = now_ms() + spacing(self._lease_ms, _x.sends)
                 change = sa.update(executions).where(_x.pk.in_(pks))
-                # In this order: MySQL computes with what it has just set.
+                # In this order, because MySQL uses the new value of a column that it has already set.
                 connection.execute(change.ordered_values((_x.wake_at, again), (_x.sends, _x.sends + 1)))
             envelopes = self._envelopes(connection, pks)
-            # What comes next, there and in the outbox, which costs no statement of its own while it is empty.
+            # When the next ones are due, here and in the outbox: so an empty outbox costs no statement of its own.
             following, unsent = connection.execute(
                 sa.select(
                     _until_first(_x.wake_at, ours, _x.wake_at.is_not(None), lapsed if spared else sa.true()),
@@ -125,10 +125,10 @@ class RecoveryStore:
         return self._database.write(work)
 
     def _try_to_write(self, connection: Connection) -> None:
-        """Some owner has not renewed its lease when it should have: could it?
+        """If an owner is late to renew its lease, find out whether it could have.
 
-        A full disk, or a server made read-only, lets one look and not write. So it is written to the very row, before
-        its lease runs out; where that fails, the claim fails, and who claims knows that no owner can renew anything.
+        A full disk, or a read-only server, can be read but not written. So this writes to the late row before its lease
+        runs out: if that fails, the claim fails, and the service knows that no owner can renew a lease.
         """
         late = (
             sa.select(_x.pk)
@@ -144,7 +144,7 @@ class RecoveryStore:
         )
         pk = connection.execute(late).scalar()
         if pk is not None:
-            # Something that is another value, for a database may spare itself the rest; and that makes no difference.
+            # A different value, because a database may skip an update without a change; this one has no consequences.
             connection.execute(sa.update(executions).where(_x.pk == pk).values(wake_at=_x.wake_at - 1))
 
     @staticmethod
@@ -166,7 +166,7 @@ class RecoveryStore:
     def forsake(self, owner_prefix: str) -> int:
         """A process is known to be dead: its leases run out now.
 
-        :param owner_prefix: what the owner ids of that process begin with.
+        :param owner_prefix: the beginning of all owner ids of that process.
         :returns: how many leases it held.
         """
         if not owner_prefix:
@@ -175,13 +175,13 @@ class RecoveryStore:
             _x.namespace == self._namespace,
             _x.state == State.RUNNING.value,
             _x.pruned_at.is_(None),
-            # Not a comparison by order: what that is depends on the database's collation.
+            # Not a comparison with < or >: their order depends on the database's collation.
             sa.func.substr(_x.owner, 1, len(owner_prefix)) == owner_prefix,
         )
 
         def work(connection: Connection) -> int:
-            # Found first, and without a lock: the way to them passes those of others that run. Whether recovery looks
-            # at them is not asked yet, for the index that knows leads past all that sleep.
+            # Found first, without locks, because the scan also passes running executions of other owners. Without a
+            # condition on wake_at, because its index would lead past all suspended executions.
             pks = connection.execute(sa.select(_x.pk).where(mine)).scalars().all()
             if not pks:
                 return 0
@@ -199,19 +199,19 @@ class RecoveryStore:
     ) -> list[int | None]:
         """Record messages before they are published, in one transaction.
 
-        :param then: what belongs to them, written in the same transaction; gets the keys of the new rows.
-        :returns: the primary key of each; of the existing row where the id is known already. None where the caller
-            chose the id and this very call is recorded already: it is not to be sent.
-        :raises IdTaken: where a chosen id is that of another call; then nothing was recorded.
+        :param then: writes what belongs to them in the same transaction; gets the keys of the new rows.
+        :returns: the primary key of each, or that of the existing row if the id is known already. None if the caller
+            chose the id and the same call is recorded already: it is not to be sent.
+        :raises IdTaken: if a chosen id belongs to another call; then nothing was recorded.
         """
-        # Fixed here, so that a second try recognises what the first one has written.
+        # Chosen here, so that a second try recognises the rows of the first one.
         keys = new_pks(len(messages))
         chosen = any(message.args_hash is not None for message in messages)
         if not chosen:
             with contextlib.suppress(IntegrityError):
                 return self._database.write(lambda c: self._publish(c, keys, messages, then, look=False))
         for _ in range(_TRIES):
-            # What fails here raced with somebody else's insert.
+            # If this fails, somebody else has just inserted one of the ids.
             with contextlib.suppress(IntegrityError):
                 return self._database.write(lambda c: self._publish(c, keys, messages, then, look=True))
         return self._database.write(lambda c: self._publish(c, keys, messages, then, look=True))
@@ -257,7 +257,7 @@ class RecoveryStore:
 
     @staticmethod
     def _recorded(connection: Connection, ours: Collection[int], message: Published, before: Any) -> int | None:
-        """What is answered for a message whose id has a row already."""
+        """The result for a message whose id has a row already."""
         if before.pk in ours or message.args_hash is None:
             return int(before.pk)
         if before.args_hash is not None and bytes(before.args_hash) == message.args_hash:
@@ -265,7 +265,7 @@ class RecoveryStore:
         raise IdTaken(message, existing(connection, before))
 
     def adopt(self, pk: int, args_hash: bytes) -> None:
-        """From now on the execution is known by this call, which has turned out to be its own."""
+        """Store the hash of a call with the execution, which has turned out to belong to this call."""
         self._database.write(
             lambda c: c.execute(
                 sa.update(executions).where(_x.pk == pk, _x.args_hash.is_(None)).values(args_hash=args_hash)
@@ -274,12 +274,12 @@ class RecoveryStore:
 
 
 def _until_first(wake_at: sa.ColumnElement[int], *conditions: sa.ColumnElement[bool]) -> sa.ColumnElement[Any]:
-    """Milliseconds until the first of these is due. Not min(): MariaDB reads all of them for it."""
+    """Milliseconds until the first of these is due. Not min(), for which MariaDB reads all rows."""
     return sa.select(wake_at - now_once()).where(*conditions).order_by(wake_at).limit(1).scalar_subquery()
 
 
 def _twice(pk: int, first: Published, second: Published) -> int | None:
-    """What is answered for a message whose id another one of the batch has."""
+    """The result for a message if another one in the batch has its id."""
     if second.args_hash is None:
         return pk
     if first.args_hash != second.args_hash:

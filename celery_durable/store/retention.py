@@ -1,11 +1,11 @@
-"""Removes what has ended: journal and payloads first, and the row, which stays as a tombstone, some time later.
+"""Removes ended executions: journal and payloads first; the row stays as a tombstone, and is removed some time later.
 
-Everything happens in short transactions that wait for nobody: locked rows are left for later, and an execution with
-more entries than one transaction should remove is emptied slice by slice. A crash between two slices leaves a tombstone
-with payloads, because those are removed last; :meth:`RetentionStore.leftovers` finds it.
+Everything happens in short transactions that wait for nobody: locked rows are left for later, and if an execution has
+more entries than one transaction should remove, they are removed in slices. A crash between two slices leaves a
+tombstone with payloads, because those are removed last; :meth:`RetentionStore.leftovers` finds it.
 
-The entries of a global idempotency key (``key=``) are not removed: they stay with the tombstone, and the tombstone with
-them, for as long as keys are remembered.
+The entries of a global idempotency key (``key=``) are not removed: they and the tombstone stay as long as keys are
+remembered.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _j = journal.c
 _u = upkeep.c
 
 _FINAL: Final = [state.value for state in FINAL_STATES]
-#: Keys in one statement.
+#: How many keys one statement has.
 _KEYS: Final = 500
-#: What a row takes besides its payload, with its index entries, in bytes: measured, in round figures.
+#: Size of a row without its payload, but with its index entries, in bytes: measured, and rounded.
 _EXECUTION, _PAYLOAD, _ENTRY = 400, 60, 110
 
-#: Nobody has to be notified of it any more, and nobody waits for it.
+#: It has ended, and nobody has to be notified of it any more.
 _SETTLED = sa.and_(_x.state.in_(_FINAL), _x.wake_at.is_(None))
 
 _LOOK = sa.select(
@@ -50,16 +50,16 @@ _LOOK = sa.select(
     (now_ms() - _x.pruned_at).label("pruned"),
 )
 
-#: What holds a global key keeps it after pruning.
+#: Entries that hold a global key keep it after pruning.
 _HOLDS_KEY = sa.exists().where(guards.c.key == _j.key, guards.c.pk == _j.pk)
 _GOES = sa.or_(_j.key.is_(None), ~_HOLDS_KEY)
 
 
 class Looked(NamedTuple):
-    """What retention has to know of an execution; times in milliseconds, by the database's clock."""
+    """What retention needs to know about an execution; times in milliseconds, by the database's clock."""
 
     pk: int
-    #: False: another application's.
+    #: False: it belongs to another application.
     ours: bool
     state: State
     epoch: int
@@ -67,14 +67,14 @@ class Looked(NamedTuple):
     steps: int
     #: It has ended, and nobody has to be notified any more.
     settled: bool
-    #: Since the latest change.
+    #: Time since the latest change.
     idle: int
-    #: Since it was pruned; None: it was not.
+    #: Time since it was pruned; None: it was not.
     pruned: int | None
 
 
 class Right(NamedTuple):
-    """The right of one service to look after a namespace, and what it has come to."""
+    """The right of one service to look after a namespace, and its progress."""
 
     owner: str
     #: For how many milliseconds it is claimed.
@@ -95,7 +95,7 @@ class RightLost(Exception):
 
 
 class RetentionStore:
-    """Looks at, prunes and forgets the executions of one namespace."""
+    """Examines, prunes and forgets the executions of one namespace."""
 
     def __init__(self, database: Database, *, namespace: str) -> None:
         self._database = database
@@ -104,7 +104,7 @@ class RetentionStore:
     # -- who may --------------------------------------------------------------------------------------------
 
     def take(self, owner: str, hold: int) -> Held | None:
-        """Ask for the right to look after the namespace, or prolong it.
+        """Request the right to look after the namespace, or prolong it.
 
         :param hold: for how many milliseconds.
         :returns: None while another service has it.
@@ -137,7 +137,7 @@ class RetentionStore:
     def keep(self, right: Right) -> None:
         """Prolong the right and store the progress.
 
-        :raises RightLost: when it is another's now.
+        :raises RightLost: when another service has it now.
         """
         self._database.write(lambda c: self._verify(c, right), durable=False)
 
@@ -161,7 +161,7 @@ class RetentionStore:
     def look(self, after: int, until: int, rows: int) -> list[Looked]:
         """Executions of all namespaces with ``after < pk <= until``, by their key; at most ``rows``.
 
-        Those of others are counted too: otherwise a statement could take however long to find one of ours.
+        Those of other namespaces are included: otherwise a statement could take very long to find one of ours.
         """
         return self._look(_LOOK.where(_x.pk > after, _x.pk <= until).order_by(_x.pk).limit(rows))
 
@@ -187,14 +187,14 @@ class RetentionStore:
         ]
 
     def leftovers(self, pks: Iterable[int]) -> set[int]:
-        """Of these tombstones, those whose pruning did not end."""
+        """Those of these tombstones whose pruning was not completed."""
         query = sa.select(payloads.c.pk).where(payloads.c.pk.in_(list(pks))).distinct()
         return set(self._database.read(lambda c: c.execute(query).scalars().all()))
 
     def weigh(self, pks: Sequence[int]) -> tuple[int, int]:
-        """About how many bytes these executions take: without their entries, and their entries.
+        """About how many bytes these executions take: without their entries, and of their entries.
 
-        Reads as many entries as they have: give it few, and none with a long journal.
+        It reads all their entries: pass only few executions, and none with a long journal.
         """
         entries = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(sa.func.length(_j.payload)), 0)).where(
             _j.pk.in_(pks)
@@ -214,7 +214,7 @@ class RetentionStore:
     # -- pruning --------------------------------------------------------------------------------------------
 
     def prune(self, rows: Sequence[Looked], right: Right | None = None) -> list[int]:
-        """Prune executions in one transaction; those that have changed meanwhile, or that somebody holds, are left.
+        """Prune executions in one transaction, except those that have changed meanwhile, or that somebody has locked.
 
         :returns: the keys of those that were pruned.
         :raises RightLost: when another service looks after the namespace now.
@@ -242,7 +242,7 @@ class RetentionStore:
     def prune_slice(self, row: Looked, limit: int, right: Right | None = None) -> bool:
         """Prune one execution, or continue with it, removing at most ``limit`` entries.
 
-        :returns: True when nothing of it is left to be removed.
+        :returns: True when nothing is left to be removed.
         :raises RightLost: when another service looks after the namespace now.
         """
 
@@ -250,7 +250,7 @@ class RetentionStore:
             self._verify(connection, right)
             if not self._lock(connection, [row], _SETTLED):
                 return True
-            # Before the first slice: nobody may resume what is no longer whole.
+            # Before the first slice, because an execution that is no longer complete must not be resumed.
             mark = sa.update(executions).where(_x.pk == row.pk, _x.pruned_at.is_(None))
             connection.execute(mark.values(pruned_at=now_ms()))
             place = (_j.generation, _j.scope, _j.position, _j.entry)
@@ -272,7 +272,7 @@ class RetentionStore:
     def forget(self, rows: Sequence[Looked], keys: int | None, right: Right | None = None) -> int:
         """Remove tombstones, in one transaction, and the global keys that they hold.
 
-        :param keys: how many milliseconds those that hold a key stay after their end; None: for ever.
+        :param keys: how many milliseconds a tombstone that holds a key stays after its end; None: for ever.
         :returns: how many were removed.
         :raises RightLost: when another service looks after the namespace now.
         """
@@ -304,9 +304,9 @@ class RetentionStore:
         return sum(row.pk not in held or (keys is not None and row.idle >= keys) for row in rows)
 
     def _lock(self, connection: Connection, rows: Sequence[Looked], *conditions: sa.ColumnElement[bool]) -> list[int]:
-        """Of these executions, those that are still what they were when they were looked at; they are ours now."""
+        """Lock those of these executions that are unchanged since they were read."""
         epochs = {row.pk: row.epoch for row in rows}
-        # The namespace is compared here: SQLite would take its index, and read all there is of it.
+        # The namespace is not in the query: SQLite would use its index, and read all its rows.
         query = (
             sa.select(_x.pk, _x.epoch, _x.namespace)
             .where(_x.pk.in_(list(epochs)), *conditions)
@@ -317,7 +317,7 @@ class RetentionStore:
 
     @staticmethod
     def _holders(connection: Connection, pks: Sequence[int]) -> dict[int, set[bytes]]:
-        """Those that hold global keys, and which."""
+        """Those of these executions that hold global keys, with their keys."""
         query = (
             sa.select(_j.pk, _j.key)
             .join(guards, sa.and_(guards.c.key == _j.key, guards.c.pk == _j.pk))
@@ -336,7 +336,7 @@ class RetentionStore:
 
 
 def _before(columns: Sequence[Any], values: Sequence[Any]) -> sa.ColumnElement[bool]:
-    """The order of several columns, spelt out: not every database uses its index for a comparison of tuples."""
+    """A comparison of several columns, spelt out: not every database uses an index for a comparison of tuples."""
     column, value = columns[0], values[0]
     if len(columns) == 1:
         return column < value  # type: ignore[no-any-return]

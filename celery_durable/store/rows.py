@@ -33,12 +33,12 @@ _x = executions.c
 
 #: Longest pause between two sends of one message, in milliseconds.
 LONGEST_SPACING: Final = 3_600_000
-#: 2 ** 12 leases are beyond it for every lease of a second or more.
+#: 2 ** 12 leases are longer than that for every lease of a second or more.
 _MOST_DOUBLINGS = 12
 
 
 def _upserts() -> dict[str, sa.Insert]:
-    """The three ways to say: insert, or replace."""
+    """Insert or replace, in the three dialects."""
     lite, post, my = sqlite.insert(payloads), postgresql.insert(payloads), mysql.insert(payloads)
     primary = list(payloads.primary_key)
     ours = my.on_duplicate_key_update(codec=my.inserted.codec, data=my.inserted.data)
@@ -64,7 +64,7 @@ def put_payload(connection: Connection, pk: int, kind: PayloadKind, payload: Sto
 
 
 class NotStorable(Exception):
-    """The database does not take a value: it is too long, has characters that it cannot store, or an id is taken."""
+    """The database refuses a value: it is too long, has characters that cannot be stored, or an id is taken."""
 
 
 def put_payload_statement(dialect: str) -> sa.Insert:
@@ -80,13 +80,13 @@ def get_payload(connection: Connection, pk: int, kind: PayloadKind) -> StoredPay
     return StoredPayload(row.codec, bytes(row.data)) if row else None
 
 
-#: What one statement carries at most, unless a single row is larger: a server refuses what it has no room for (the
-#: smallest default of ``max_allowed_packet`` is 4 MB, and a driver may write each byte as two).
+#: Most bytes in one statement, unless a single row is larger: a server refuses larger ones (the smallest default of
+#: ``max_allowed_packet`` is 4 MB, and a driver may write each byte as two).
 _STATEMENT_BYTES: Final = 1 << 20
 
 
 def parts(rows: Sequence[dict[str, Any]], data: str) -> Iterator[Sequence[dict[str, Any]]]:
-    """Rows as statements can carry them.
+    """Rows in parts that fit into a statement.
 
     :param data: the column that may be large.
     """
@@ -102,19 +102,18 @@ def parts(rows: Sequence[dict[str, Any]], data: str) -> Iterator[Sequence[dict[s
 
 
 def is_name(text: Any) -> bool:
-    """Whether a text can be an id at all; otherwise some databases refuse to look for it."""
+    """Whether a text can be an id at all; otherwise some databases refuse to search for it."""
     return isinstance(text, str) and "\0" not in text and not any("\ud800" <= one <= "\udfff" for one in text)
 
 
-#: Between what everybody may read of a reason, and what is shown to those who ask for values.
+#: Separates the part of a reason that everybody may read from the part that is shown only with values.
 _DETAILS: Final = "\x1f"
 
 
 def reason_payload(text: str, details: str = "") -> StoredPayload:
     """A reason as it is stored.
 
-    :param details: texts of the user's errors, previews of arguments: whatever they hold, it is shown where somebody
-        asks for values, and nowhere else.
+    :param details: texts of the user's errors, previews of arguments: they are shown only to those who ask for values.
     """
     stored = text.replace(_DETAILS, " ") + (_DETAILS + details if details else "")
     return StoredPayload(0, stored.encode("utf-8", "backslashreplace"))
@@ -130,7 +129,7 @@ def reason_text(stored: StoredPayload, *, reveal: bool = False) -> str:
 
 
 def quarantine(connection: Connection, row: Any, max_attempts: int) -> str:
-    """Park an execution whose owners keep dying; fences off whoever may still run it.
+    """Park an execution whose owners keep dying; an owner that may still run it is fenced off.
 
     :returns: the reason, as it was stored.
     """
@@ -150,7 +149,7 @@ def quarantine(connection: Connection, row: Any, max_attempts: int) -> str:
 
 
 def spacing(lease_ms: int, sends: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
-    """How long after a send a message may be sent once more: a lease, doubled with every send before it.
+    """How long after a send a message may be sent once more: a lease, doubled with every earlier send.
 
     :returns: milliseconds.
     """
@@ -164,7 +163,7 @@ def _number(value: int) -> sa.ColumnElement[int]:
 
 
 def lease_lost(row: Any) -> LeaseLost:
-    """The error for a fence that no longer holds; ``row`` is what the execution is now."""
+    """The error for a fence that no longer holds; ``row`` is the execution's present row."""
     if row is None:
         return LeaseLost("the execution's row is gone; its result is dropped.")
     state = State(row.state)

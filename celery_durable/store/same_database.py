@@ -18,8 +18,8 @@ from .urls import shown
 
 __all__ = ["IDENTITY", "different", "file_of", "told", "verify_same"]
 
-#: Dialect -> what tells a database from every other one: the server that runs, the database in it, and, where names
-#: are looked up in several schemas, the journal's table.
+#: Dialect -> query that identifies a database: the running server, the database in it and, if names are looked up in
+#: several schemas, the journal's table.
 IDENTITY = {
     "postgresql": "SELECT CAST(pg_postmaster_start_time() AS TEXT), current_database(), "
     "CAST(CAST(to_regclass('durable_execution') AS oid) AS TEXT)",
@@ -32,7 +32,7 @@ _known: weakref.WeakKeyDictionary[Database, weakref.WeakSet[Engine]] = weakref.W
 
 
 def told(row: Any) -> tuple[str, ...]:
-    """The answer to :data:`IDENTITY`, to be compared."""
+    """The answer to :data:`IDENTITY`, in a form that can be compared."""
     words = tuple("" if word is None else str(word) for word in row)
     return (os.path.realpath(words[0]) if words[0] else "",) if len(words) == 1 else words
 
@@ -49,7 +49,7 @@ def verify_same(connection: Connection, database: Database) -> None:
     if engine in known or (database.in_memory and engine.pool is database.engine.pool):
         return
     dialect = {"mariadb": "mysql"}.get(connection.dialect.name, connection.dialect.name)
-    # Another kind of database need not be asked, and would not understand the question.
+    # A database of another kind is different anyway, and would not understand the query.
     if not database.in_memory and dialect == database.dialect:
         given = _identity(connection, dialect)
         if given == (_file(connection, database) if dialect == "sqlite" else _ours(database)):
@@ -77,7 +77,7 @@ def _ours(database: Database) -> tuple[str, ...]:
 
 
 def _file(connection: Connection, database: Database) -> tuple[str, ...]:
-    """The journal's file. It may be locked by the caller, so it is not opened unless its tables are to be made."""
+    """The journal's file. The caller may have locked it, so it is opened only if its tables must be created."""
     name = file_of(database)
     if not migrations.is_current(connection):
         try:

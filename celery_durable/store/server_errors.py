@@ -1,4 +1,4 @@
-"""What an error of the database means, on each of the three: whose fault it is, and what to do about it.
+"""What an error of each of the three databases means: whose fault it is, and what to do about it.
 
 Drivers do not agree on the class of an error, so the codes of the servers decide.
 """
@@ -23,10 +23,10 @@ __all__ = [
     "sqlstate",
 ]
 
-#: The classes of such errors, of SQLAlchemy's and of Django's.
+#: Classes of errors about the content of rows, in SQLAlchemy and in Django.
 _OF_CONTENT: Final = frozenset({"IntegrityError", "DataError"})
 
-#: PostgreSQL has undone the transaction because of another one.
+#: PostgreSQL has rolled the transaction back because of another one.
 _CONFLICTS: Final = frozenset({"40001", "40P01"})
 #: Lock wait time-out, dead-lock, and (MariaDB) a record that changed since it was read.
 _MYSQL_CONFLICTS: Final = frozenset({1205, 1213, 1020})
@@ -41,34 +41,34 @@ _MYSQL_OUTAGES: Final = frozenset({
 })  # fmt: skip
 #: PERM, NOMEM, READONLY, INTERRUPT, IOERR, CORRUPT, FULL, CANTOPEN, PROTOCOL, AUTH, NOTADB.
 _SQLITE_OUTAGES: Final = frozenset({3, 7, 8, 9, 10, 11, 13, 14, 15, 23, 26})
-#: The same in words: Python 3.10 knows no codes.
+#: The same as texts: Python 3.10 gives no codes.
 _SQLITE_WORDS: Final = re.compile(
     "full|readonly|disk|unable to open|interrupted|out of memory|malformed|not a database"
 )
 
-#: A server that takes no writes: what wrote here before is now elsewhere, as after a failover.
+#: The server accepts no writes: after a failover another one does.
 _READ_ONLY: Final = "25006"
 _MYSQL_READ_ONLY: Final = frozenset({1290, 1836})
 
-#: The prepared statement is gone, or is somebody else's: a pooler hands the server's sessions round.
+#: The prepared statement is missing, or somebody else's: a pooler shares the server's sessions among clients.
 _SESSIONLESS: Final = frozenset({"26000", "42P05"})
 
 
 def is_error(error: BaseException) -> bool:
-    """Whether a database, or its driver, says so; through SQLAlchemy or through Django."""
+    """Whether this is an error of a database or its driver, through SQLAlchemy or Django."""
     return isinstance(error, (exc.DBAPIError, exc.TimeoutError)) or any(
         (c.__module__, c.__name__) == ("django.db.utils", "Error") for c in type(error).__mro__
     )
 
 
 def is_content(error: BaseException) -> bool:
-    """Whether it speaks of the rows that a statement was given, which another try would not change."""
+    """Whether the values of a statement are wrong, so that another try would not help."""
     names = {c.__name__ for c in type(error).__mro__}
     return not names.isdisjoint(_OF_CONTENT) and not getattr(error, "connection_invalidated", False)
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Whether the database has undone a transaction because of another one, so that it may be tried again."""
+    """Whether a transaction was rolled back because of another one, so that it may be tried again."""
     if sqlstate(error) in _CONFLICTS:
         return True
     if _is_of(error, "sqlite3"):
@@ -78,20 +78,20 @@ def is_conflict(error: BaseException) -> bool:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether the connection was lost, so that nobody has heard how the transaction ended."""
+    """Whether the connection was lost, so that the outcome of the transaction is unknown."""
     return isinstance(error, (exc.TimeoutError, exc.InterfaceError)) or (
         isinstance(error, exc.DBAPIError) and error.connection_invalidated
     )
 
 
 def is_elsewhere(error: BaseException) -> bool:
-    """Whether this server takes no writes, and a new connection may lead to one that does."""
+    """Whether this server accepts no writes, and a new connection may lead to one that does."""
     return sqlstate(error) == _READ_ONLY or _mysql_code(error) in _MYSQL_READ_ONLY
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether the database can do nothing of the kind at present, whatever it is told: a full disk, a server that
-    stops, a statement that somebody has ended.
+    """Whether the cause is the database's present state, not the statement: a full disk, a server that stops, a
+    statement that somebody has cancelled.
     """
     state = sqlstate(error)
     if state is not None:
@@ -103,18 +103,18 @@ def is_outage(error: BaseException) -> bool:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether only people can do something about it: rights that are missing, a table, a column."""
+    """Whether only people can fix it: missing rights, a missing table or column."""
     refused = isinstance(error, (exc.ProgrammingError, exc.NotSupportedError))
     return refused and not is_lost(error) and not is_sessionless(error)
 
 
 def is_sessionless(error: BaseException) -> bool:
-    """Whether it comes of a server's session that is not this connection's alone."""
+    """Whether the cause is that this connection has no session of its own on the server."""
     return sqlstate(error) in _SESSIONLESS
 
 
 def cause(error: BaseException) -> str:
-    """The error in the words of the driver, without the values that the statement was given."""
+    """The driver's message of an error, without the values of the statement."""
     origin = getattr(error, "orig", None) or error
     # PostgreSQL's further lines may quote a row.
     said = getattr(getattr(origin, "diag", None), "message_primary", None) or str(origin)
@@ -122,7 +122,7 @@ def cause(error: BaseException) -> str:
 
 
 def sqlstate(error: BaseException) -> str | None:
-    """PostgreSQL's code of an error; None where there is none."""
+    """PostgreSQL's code of an error; None if there is none."""
     origin = _origin(error)
     for one in (origin, error):
         state = getattr(one, "sqlstate", None) or getattr(one, "pgcode", None)
@@ -132,7 +132,7 @@ def sqlstate(error: BaseException) -> str | None:
 
 
 def _origin(error: BaseException) -> Any:
-    """The driver's error, as SQLAlchemy and Django wrap it."""
+    """The driver's error, which SQLAlchemy or Django has wrapped."""
     return getattr(error, "orig", None) or error.__cause__ or error
 
 

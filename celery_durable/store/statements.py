@@ -1,4 +1,4 @@
-"""The statements of every delivery. To build one costs more than to run it, so they are built once."""
+"""The statements of every delivery. Building one costs more than running it, so they are built once."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ __all__ = [
 _x = executions.c
 _j = journal.c
 
-#: A row by the id that users know, locked, with the clock by which its lease is judged.
+#: A row by the id that users know, locked, with the database's clock to check its lease.
 BY_ID = (
     sa.select(executions, now_ms().label("now"))
     .where(_x.namespace == sa.bindparam("namespace"), _x.id == sa.bindparam("id"))
     .with_for_update()
 )
-#: The same by the number that the database knows.
+#: The same by its primary key.
 BY_PK = sa.select(executions, now_ms().label("now")).where(_x.pk == sa.bindparam("pk")).with_for_update()
 #: Whether there is a row of an id.
 KNOWN = sa.select(_x.pk).where(_x.namespace == sa.bindparam("namespace"), _x.id == sa.bindparam("id"))
 
 
 def _constant(value: int | str) -> sa.ColumnElement[Any]:
-    """A value in the text of the statement: one parameter less to send."""
+    """A value in the text of the statement, to save a parameter."""
     return sa.literal_column(repr(value))
 
 
@@ -51,9 +51,9 @@ _GIVEN = ("pk", "namespace", "id", "task", "owner", "retries", "replacements", "
 
 
 def new_values(*columns: str, leased: bool = True) -> dict[str, Any]:
-    """What an insert of an execution says: a running one, but for these columns.
+    """The values for inserting an execution: a running one, except for these columns.
 
-    :param leased: False for one that has let go of its lease already.
+    :param leased: False for one that has given up its lease already.
     """
     return {
         "lease_until": from_now("b_lease") if leased else _constant(0),
@@ -69,7 +69,7 @@ def new_values(*columns: str, leased: bool = True) -> dict[str, Any]:
 
 #: An entry, in the order of :class:`~.records.Journaled`.
 ENTRY_COLUMNS = tuple(_j[name] for name in Journaled._fields)
-#: One segment of a scope, in the order in which the body asks.
+#: One segment of a scope, in the order of the body.
 SEGMENT = (
     sa.select(*ENTRY_COLUMNS)
     .where(
@@ -95,15 +95,15 @@ def _last_of_repeatable(kind: EntryKind) -> sa.ColumnElement[bool]:
     )
 
 
-#: The intent of a step that may be repeated, and of which nothing else is known: see :func:`~.records.runs_again`.
+#: The open intent of a step that may be repeated: see :func:`~.records.runs_again`.
 BEGUN = _last_of_repeatable(EntryKind.INTENT)
-#: One that was to tell whether there is something to undo, and did not.
+#: The audit of such a step: it ran again to find out whether there is something to undo, and did not tell.
 UNTOLD = _last_of_repeatable(EntryKind.AUDIT)
 
 #: Writes a payload of a new execution.
 INSERT_PAYLOAD = sa.insert(payloads)
 
-#: Verifies the right to write and prolongs it; the row lock lasts until the entries are in.
+#: Verifies the right to write and prolongs it; the row is locked until the entries are committed.
 FENCE_CANCELLED = (
     sa.update(executions)
     .where(
@@ -115,13 +115,13 @@ FENCE_CANCELLED = (
         updated_at=now_ms(),
     )
 )
-#: The same, unless somebody asked for the cancellation.
+#: The same, unless the cancellation was requested.
 FENCE = FENCE_CANCELLED.where(_x.cancel_at.is_(None))
 
 
 @functools.cache
 def grant(*columns: str) -> sa.Update:
-    """Gives the lease of a locked row to somebody, and sets these columns."""
+    """Grants the lease of a locked row, and sets these columns."""
     return (
         sa.update(executions)
         .where(_x.pk == sa.bindparam("b_pk"))
@@ -138,7 +138,7 @@ def grant(*columns: str) -> sa.Update:
 def let_go(*columns: str, waits: bool = False) -> sa.Update:
     """Ends a lease under its fence, and sets these columns.
 
-    :param waits: it continues by itself, and at once where its cancellation was asked for.
+    :param waits: it continues by itself later, or at once if its cancellation was requested.
     """
     wake: sa.ColumnElement[Any] = from_now("b_wake")
     if waits:
@@ -161,5 +161,5 @@ def let_go(*columns: str, waits: bool = False) -> sa.Update:
 
 
 def bound(values: dict[str, Any]) -> dict[str, Any]:
-    """Parameters under the names that they have in these statements."""
+    """Parameters with the names that they have in these statements."""
     return {f"b_{name}": value for name, value in values.items()}

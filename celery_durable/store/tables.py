@@ -1,10 +1,10 @@
 """The journal's tables.
 
 Times are integers: milliseconds since 1970-01-01 UTC by the *database's* clock, because they are compared and
-added on three databases whose interval arithmetic has nothing in common (see :func:`now_ms`).
+added on three databases whose interval arithmetic differs (see :func:`now_ms`).
 
-``pk`` is a number that grows with time and is made by the writer, so that rows of one time are next to each other in
-every index and an execution can be written together with its first entries in one transaction.
+``pk`` is a number that grows with time and is chosen by the writer, so that rows of about the same time are neighbours
+in every index, and an execution can be written together with its first entries in one transaction.
 """
 
 from __future__ import annotations
@@ -89,11 +89,11 @@ executions = Table(
     Column("generation", Integer, nullable=False),
     #: The first generation that belongs to the present task (``Task.replace`` starts again under the same id).
     Column("base_generation", Integer, nullable=False),
-    #: How often it was taken over from an owner that died.
+    #: How often it was taken over from a dead owner.
     Column("attempts", Integer, nullable=False),
     #: Celery's ``request.retries`` of the message that may run next.
     Column("retries", Integer, nullable=False),
-    #: How often ``Task.replace`` has handed the id on; older messages of it are stale.
+    #: How often ``Task.replace`` has passed the id on; messages of earlier tasks are stale.
     Column("replacements", Integer, nullable=False),
     #: How often recovery has sent the message since it last ran; spaces out further sends.
     Column("sends", Integer, nullable=False),
@@ -101,16 +101,16 @@ executions = Table(
     Column("steps", Integer, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
-    #: A hash of the arguments, where the caller chose the id: another call under it must be the same one.
+    #: A hash of the arguments, if the caller chose the id: another call with this id must be the same one.
     Column("args_hash", _Hash, nullable=True),
-    #: When its cancellation was asked for, while its owner or its compensation is still to be heard.
+    #: When its cancellation was requested; set while its owner or its compensation has not finished yet.
     Column("cancel_at", BigInteger, nullable=True),
     #: When journal and payloads were removed. The row stays a while, so that a late duplicate does not run.
     Column("pruned_at", BigInteger, nullable=True),
     UniqueConstraint("namespace", "id", name="uq_durable_execution_id"),
 )
 
-#: What recovery scans. Rows that need no look have no entry where the database has partial indexes.
+#: For recovery. With partial indexes, rows that recovery never has to look at have no entry.
 Index(
     "ix_durable_execution_wake",
     executions.c.namespace,
@@ -119,12 +119,12 @@ Index(
     postgresql_where=executions.c.wake_at.is_not(None),
 )
 
-#: What people list, the latest first: by state, and by task. Every change of state pays for both, so there are no more.
+#: For lists, the latest first: by state, and by task. Each change of state updates both, so there are no more of them.
 _SHELF = (executions.c.state, executions.c.pruned_at, executions.c.pk)
 Index("ix_durable_execution_state", executions.c.namespace, *_SHELF)
 Index("ix_durable_execution_task", executions.c.namespace, executions.c.task, *_SHELF)
 
-#: What is too big for the hot row: the message's envelope, the outcome, why it was parked.
+#: Data that is too big for the hot row: the message's envelope, the outcome, the reason for parking.
 payloads = Table(
     "durable_payload",
     metadata,
@@ -135,7 +135,7 @@ payloads = Table(
     Column("data", _Blob, nullable=False),
 )
 
-#: The append-only record. The primary key is the order in which a body asks, so replay reads a range.
+#: The append-only record. The primary key is in the order of the body, so replay reads a range.
 journal = Table(
     "durable_journal",
     metadata,
@@ -148,7 +148,7 @@ journal = Table(
     Column("entry", SmallInteger, primary_key=True, autoincrement=False),
     #: An :class:`~celery_durable.store.records.EntryKind`.
     Column("kind", SmallInteger, nullable=False),
-    #: An :class:`~celery_durable.store.records.EffectCode`; NULL for entries that are no step's.
+    #: An :class:`~celery_durable.store.records.EffectCode`; NULL for entries that are not of a step.
     Column("effect", SmallInteger, nullable=True),
     Column("name", _text(255), nullable=False),
     Column("fingerprint", _Hash, nullable=True),
@@ -178,43 +178,43 @@ guards = Table(
     Column("created_at", BigInteger, nullable=False),
 )
 
-#: What executions wait for that somebody else brings: a decision from outside, the end of a child task.
+#: Values that executions wait for and that others provide: a decision from outside, the end of a child task.
 promises = Table(
     "durable_promise",
     metadata,
-    #: Known outside. Derived from the execution and the promise's name, so that it outlives a divergence.
+    #: Known outside. Derived from the execution and the promise's name, so that it stays the same after a divergence.
     Column("id", _ascii(64), primary_key=True),
     #: The execution that waits.
     Column("pk", BigInteger, nullable=False),
     Column("name", _text(255), nullable=False),
-    #: BLAKE3 of the token; NULL where only the library itself may settle it.
+    #: BLAKE3 of the token; NULL if only the library itself may settle it.
     Column("token_hash", _Hash, nullable=True),
     #: A :class:`~celery_durable.store.records.PromiseState`.
     Column("state", SmallInteger, nullable=False),
     #: The epoch in which the execution was suspended to wait for it; its settlement wakes that suspension only.
     Column("awaited", Integer, nullable=True),
-    #: How many of those that are awaited together with it must be settled before that suspension ends; 0: all of them.
+    #: How many of the promises awaited together must be settled before that suspension ends; 0: all of them.
     Column("needed", Integer, nullable=True),
-    #: When that suspension ends at the latest, for a timer of its own; NULL for never.
+    #: When that suspension ends at the latest, because of a timer; NULL for never.
     Column("timer_at", BigInteger, nullable=True),
     #: When it expires; NULL for never.
     Column("deadline", BigInteger, nullable=True),
-    #: Each heartbeat moves the deadline this many milliseconds ahead; NULL where none is expected.
+    #: Each heartbeat moves the deadline this many milliseconds ahead; NULL if none is expected.
     Column("heartbeat_ms", BigInteger, nullable=True),
-    #: Signs of life move the deadline no further than this; NULL where nothing limits it.
+    #: Heartbeats move the deadline no further than this; NULL if nothing limits it.
     Column("expires_at", BigInteger, nullable=True),
     Column("created_at", BigInteger, nullable=False),
     Column("settled_at", BigInteger, nullable=True),
     Column("codec", SmallInteger, nullable=True),
     Column("data", _Blob, nullable=True),
-    #: The id by which it is known outside, where that is another promise's: a rerun shares those that were given away
-    #: before it begins. NULL: its own.
+    #: The id by which it is known outside, if it is another promise's: a rerun shares promises whose tokens were given
+    #: away before it begins. NULL: its own.
     Column("known_as", _ascii(64), nullable=True),
-    # Whether any is left of those that an execution waits for, without a look at those that have come.
+    # For finding whether an execution still waits for a promise, without reading those that are settled.
     Index("ix_durable_promise_awaited", "pk", "awaited", "state"),
 )
 
-#: Who shares a promise; nearly none is shared.
+#: For finding the rows that share a promise; nearly none is shared.
 Index(
     "ix_durable_promise_known_as",
     promises.c.known_as,
@@ -239,12 +239,12 @@ outbox = Table(
     Index("ix_durable_outbox_wake", "namespace", "wake_at"),
 )
 
-#: One row per namespace: which service looks after what is old, and how far it has come.
+#: One row per namespace: which service does retention, and how far it has come.
 upkeep = Table(
     "durable_upkeep",
     metadata,
     Column("namespace", _text(64), primary_key=True),
-    #: The service that has the right to, until then.
+    #: The service that has the right to do so, until the time below.
     Column("owner", _ascii(96), nullable=False),
     Column("held_until", BigInteger, nullable=False),
     #: What it needs to continue, as JSON.
@@ -260,7 +260,7 @@ class now_ms(GenericFunction[int]):  # noqa: N801 (SQLAlchemy names functions so
 
 
 class now_once(GenericFunction[int]):  # noqa: N801
-    """The same, read once for a whole statement: for its conditions. An index is of use to them only then."""
+    """The same, read once for a whole statement: for conditions, which can use an index only then."""
 
     type = BigInteger()
     inherit_cache = True
@@ -274,7 +274,7 @@ def _now_standard(element: Any, compiler: Any, **kw: Any) -> str:
 
 @compiles(now_once)
 def _now_once(element: Any, compiler: Any, **kw: Any) -> str:
-    # PostgreSQL asks a volatile function again for each row, and so looks at each row.
+    # PostgreSQL calls a volatile function for each row, and so reads each row.
     return f"(SELECT {_now_standard(element, compiler)})"
 
 
@@ -302,13 +302,13 @@ def new_pk() -> int:
     return (pk_at(int(time.time() * 1000)) | _random.getrandbits(22)) & 0x7FFF_FFFF_FFFF_FFFF
 
 
-#: Its own: nobody else seeds it. A fork must not continue with the numbers of its parent.
+#: A separate generator, which nobody else seeds. A fork must not continue with its parent's numbers.
 _random = random.Random()
 os.register_at_fork(after_in_child=_random.seed)
 
 
 def pk_at(ms: int) -> int:
-    """What every primary key is smaller than that was made before a time, by the clock of whoever made it.
+    """A bound for keys: all that were made before a time, by the clock of their maker, are smaller.
 
     :param ms: since 1970-01-01 UTC.
     """

@@ -1,7 +1,7 @@
 """Makes sure that the transaction of a transactional step ends with the step, and not before.
 
-A statement that would end it is refused before it is sent. What its text does not show (a comment that MySQL executes,
-DDL there, a procedure) shows in the transaction state that the server sends with each answer, which costs nothing.
+A statement that would end it is refused before it is sent. If its text does not show this (a comment that MySQL
+executes, DDL there, a procedure), the transaction state does, which the server sends with each answer at no cost.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from celery_durable.errors import TransactionMisused
 
 __all__ = ["Unended", "refuse_end"]
 
-#: Statements that end a transaction, or begin another one in its place; those of savepoints are none.
+#: Statements that end a transaction, or begin another one in its place, but not those of savepoints.
 _END: Final = re.compile(
     r"(?:\s|--[^\n]*\n|/\*(?!M?!)(?:[^*]|\*(?!/))*\*/)*(?:/\*M?!\d*\s*)?"
     r"(commit|end|abort|rollback(?!\s+(?:(?:work|transaction)\s+)?to\b)"
@@ -27,9 +27,9 @@ _COMMITS_THERE: Final = re.compile(
     r"((?:create|drop|alter)(?!\s+(?:or\s+replace\s+)?temporary\b)|truncate|rename)\s",
     re.IGNORECASE,
 )
-#: Statements that hold others, which are not said now.
+#: Statements that contain others, which are not executed now.
 _COMPOUND: Final = re.compile(r"\s*(?:create|alter|begin|declare|do)\b", re.IGNORECASE)
-#: What holds no end of a statement: texts, names and comments. Databases do not agree on whether a text knows escapes.
+#: Strings, names and comments: a semicolon in them ends no statement. Databases differ in whether strings have escapes.
 _REST: Final = r"\"(?:[^\"]|\"\")*\"|`[^`]*`|\$(\w*)\$.*?\$\1\$|--[^\n]*|/\*(?!M?!)(?:[^*]|\*(?!/))*\*/"
 _OPAQUE: Final = (
     re.compile(rf"'(?:[^']|'')*'|{_REST}", re.DOTALL),
@@ -38,10 +38,10 @@ _OPAQUE: Final = (
 
 
 def refuse_end(statement: Any, dialect: str = "") -> None:
-    """Look at a statement of the operation's before it is executed.
+    """Check a statement of the operation before it is executed.
 
     :param dialect: of the database.
-    :raises TransactionMisused: when it would end the transaction, behind the back of whoever began it.
+    :raises TransactionMisused: when it would end the transaction, which only the library may do.
     """
     if not isinstance(statement, str):
         return
@@ -57,7 +57,7 @@ def refuse_end(statement: Any, dialect: str = "") -> None:
 
 
 def _later_end(statement: str) -> re.Match[str] | None:
-    """The end of a transaction among several statements, where every way to read them sees it."""
+    """The end of a transaction among several statements, if it is found with and without escapes in strings."""
     if _COMPOUND.match(statement):
         return None
     found = None
@@ -70,7 +70,7 @@ def _later_end(statement: str) -> re.Match[str] | None:
 
 
 class Unended:
-    """Whether a transaction that began is still the same one, as far as the driver knows without asking.
+    """Checks that a transaction is still the one that was begun, as far as the driver knows without a query.
 
     :param raw: the driver's connection.
     """
@@ -78,13 +78,13 @@ class Unended:
     def __init__(self, raw: Any) -> None:
         self._raw = raw
         self._begun = False
-        #: It was not: what the operation wrote before is committed, or undone.
+        #: It was not: what the operation wrote before is committed or rolled back.
         self.ended = False
 
     def look(self) -> None:
-        """Look at it, before a statement and after it.
+        """Check the transaction, before and after a statement.
 
-        :raises TransactionMisused: when that has ended the transaction.
+        :raises TransactionMisused: when a statement has ended it.
         """
         inside = _inside(self._raw)
         if inside is None or (inside and not self.ended):
@@ -99,13 +99,13 @@ class Unended:
             )
 
 
-#: Of the status that MySQL's servers send with each answer: a transaction is open; each statement commits by itself.
+#: Flags of the status that MySQL sends with each answer: a transaction is open; each statement commits by itself.
 _IN_TRANSACTION: Final = 1
 _AUTOCOMMIT: Final = 2
 
 
 def _inside(raw: Any) -> bool | None:
-    """Whether a transaction is open, by what the last answer said; None where the driver does not tell."""
+    """Whether a transaction is open, according to the last answer; None if the driver does not tell."""
     status = getattr(raw, "server_status", None)
     if status is not None:
         return bool(status & _IN_TRANSACTION) and not status & _AUTOCOMMIT

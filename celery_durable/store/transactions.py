@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 _FIRST_PAUSE: Final = 0.01
 _LONGEST_PAUSE: Final = 0.5
 
-#: PostgreSQL takes no statement any more after an error that somebody has swallowed.
+#: PostgreSQL's error for any statement after an earlier one has failed in the same transaction.
 _IN_FAILED_TRANSACTION: Final = "25P02"
 
 
@@ -40,24 +40,24 @@ class NotCommitted(Exception):
     def __init__(self, error: Exception, *, conflict: bool) -> None:
         super().__init__(str(error))
         self.error = error
-        #: Because of another transaction; else the database was out of reach.
+        #: True: because of another transaction. False: the database was out of reach.
         self.conflict = conflict
 
 
 class Unsure(Exception):
-    """Internal: the commit failed, and it may have been done all the same."""
+    """Internal: the commit raised an error, but may have been done anyway."""
 
     def __init__(self, error: Exception, batch: Batch | None, *, lost: bool) -> None:
         super().__init__(str(error))
         self.error = error
-        #: The connection was lost with it.
+        #: The connection was lost too.
         self.lost = lost
-        #: What was written with it; None if that is unknown.
+        #: The entries of this commit; None if they are unknown.
         self.batch = batch
 
 
 class Transactions:
-    """Runs transactions that may take longer than one of the journal's own.
+    """Runs transactions that may take longer than the journal's own.
 
     :param database: the journal's.
     :param timeout: of one transaction, in seconds (``durable_transaction_timeout``).
@@ -67,7 +67,7 @@ class Transactions:
         self._journal_database = database
         self._journal = journal
         self.timeout = timeout
-        # Its statements may take longer than those of the journal, and the drivers know but one limit per connection.
+        # These statements may take longer than the journal's, and drivers have only one limit per connection.
         self._database = database if database.dialect == "sqlite" else database.again(timeout=timeout)
         self._asynchronous: AsyncDatabase | None = None
 
@@ -75,7 +75,7 @@ class Transactions:
     def asynchronous(self) -> AsyncDatabase:
         """For operations that are coroutine functions; made on first use.
 
-        :raises ConfigurationError: see there; and where nothing but a connection that is lent could see the rows.
+        :raises ConfigurationError: as :class:`AsyncDatabase`; and if only a lent connection could see the rows.
         """
         if self._database.lends:
             raise ConfigurationError(
@@ -95,23 +95,23 @@ class Transactions:
 
     @property
     def database(self) -> Database:
-        """The journal's, for those who only want to look."""
+        """The journal's own database object, for reading."""
         return self._journal_database
 
     def dispose(self) -> None:
         """Close this process's connections."""
         if self._database is not self._journal_database:
             self._database.dispose()
-        # Of those for coroutine functions none is kept open.
+        # Connections for coroutine functions are never kept open.
 
     # -- one try --------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def connected(self, database: Database, isolation: str | None) -> Iterator[tuple[Connection, float]]:
-        """A connection for one transaction, and when that has to be over (``time.monotonic()``).
+        """A connection for one transaction, and when that must be over (``time.monotonic()``).
 
         :param database: :attr:`plain` or :attr:`asynchronous`.
-        :raises NotCommitted: where the database cannot be reached.
+        :raises NotCommitted: if the database cannot be reached.
         :raises TransactionTimeout: when it took too long.
         """
         deadline = time.monotonic() + self.timeout
@@ -119,7 +119,7 @@ class Transactions:
         try:
             with database.until(deadline):
                 connection = database.connect()
-                # Of a transaction that is open already nothing else can be had.
+                # The isolation level of an open transaction cannot be changed.
                 wanted = None if connection.dialect.name == "sqlite" or database.lends else isolation
                 with connection if wanted is None else isolated(connection, wanted):
                     entered = True
@@ -134,7 +134,7 @@ class Transactions:
     def too_late(self) -> TransactionTimeout:
         """The error for a transaction whose time is over.
 
-        :raises JournalUnavailable: when it was not the operation: the server does not answer.
+        :raises JournalUnavailable: when the cause was not the operation but a server that does not answer.
         """
         if self._database is not self._journal_database:
             self._journal_database.read(lambda c: c.execute(sa.select(1)))
@@ -146,7 +146,7 @@ class Transactions:
     def write_entry(self, connection: Any, batch: Batch) -> None:
         """Write the journal entry, under the fence, into the operation's transaction.
 
-        :raises LeaseLost: when the execution is somebody else's: then the transaction must be rolled back.
+        :raises LeaseLost: when another owner has the execution: then the transaction must be rolled back.
         :raises TransactionMisused: when the transaction cannot be committed any more.
         """
         try:
@@ -158,15 +158,15 @@ class Transactions:
                     "transaction. Try what may fail inside a savepoint: with session.begin_nested(): ..."
                 ) from error
             if is_error(error) and not is_content(error):
-                # Of a statement of ours: the operation has done nothing wrong, and may be run again.
+                # Our statement has failed, not the operation, so it may be run again.
                 raise NotCommitted(error, conflict=is_conflict(error)) from error
             raise
 
     def find_out(self, unsure: Unsure) -> None:
-        """Whether what was committed is in.
+        """Find out whether a commit was done; return if it was.
 
-        :raises NotCommitted: when it is not, because the connection was lost, or the database could not.
-        :raises JournalUnavailable: when nobody can say.
+        :raises NotCommitted: when it was not, because the connection was lost, or the database could not do it.
+        :raises JournalUnavailable: when this cannot be found out.
         """
         error = unsure.error
         if unsure.batch is not None and self._journal.is_in(unsure.batch):
@@ -182,7 +182,7 @@ class Transactions:
     def until_done(self, attempt: Callable[[], Any], tries: int) -> Any:
         """Run ``attempt`` until it commits.
 
-        :param tries: how often at most, where another transaction was in the way.
+        :param tries: how often at most, if other transactions conflict with it.
         :raises JournalUnavailable: when the database stays out of reach.
         """
         unreachable_since: float | None = None

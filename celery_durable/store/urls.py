@@ -14,7 +14,7 @@ from celery_durable.errors import ConfigurationError
 
 __all__ = ["claim_file", "parse_url", "shown"]
 
-#: Parameters of a URL that are secrets, whatever a driver calls them.
+#: Parameters of a URL that are secrets, in the words of any driver.
 _SECRET: Final = re.compile(r"pass|secret|token|credential|sslkey", re.IGNORECASE)
 _IN_TEXT: Final = re.compile(r"([?&][^=&]*(?:pass|secret|token|credential)[^=&]*=)[^&]*", re.IGNORECASE)
 
@@ -27,7 +27,7 @@ def parse_url(url: str) -> URL:
     try:
         parsed = make_url(url)
     except (exc.ArgumentError, ValueError):
-        # Not the cause either: both may show the password.
+        # Without the original error: both may show the password.
         raise ConfigurationError(
             f"durable_database_url: {_without_user(url)!r} is not a database URL. It looks like "
             "'postgresql+psycopg://user:password@host/name' or 'sqlite:///file.db'."
@@ -55,23 +55,23 @@ def parse_url(url: str) -> URL:
 
 
 def _without_user(url: str) -> str:
-    """Text that may hold a password, where nobody knows where it begins."""
+    """A malformed URL without the part that may hold a password."""
     _, at, rest = str(url).rpartition("@")
     return _IN_TEXT.sub(r"\1***", f"***@{rest}" if at else str(url))
 
 
 def shown(url: URL) -> str:
-    """A URL for people: without its password, wherever it stands."""
+    """A URL for people, without passwords anywhere in it."""
     query = {name: "***" if _SECRET.search(name) else value for name, value in url.query.items()}
     return url.set(query=query).render_as_string(hide_password=True)
 
 
 def claim_file(url: URL) -> None:
-    """Create a SQLite file that is not there, for nobody else to read: SQLite itself would let everybody. Its logs get
-    the rights that it has.
+    """Create a missing SQLite file so that only its owner can read it: SQLite itself would let everybody. SQLite gives
+    its logs the same rights.
     """
     path = url.database
     if not path or path == ":memory:" or path.startswith("file:"):
         return
-    with contextlib.suppress(OSError):  # it is there; or what is wrong with its place is SQLite's to say
+    with contextlib.suppress(OSError):  # it exists already; or SQLite will report what is wrong with its path
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))

@@ -1,8 +1,8 @@
 """Ends waits for a server that does not answer at all.
 
-A server that hangs, or a network that drops what is sent, raises no error: a driver would wait for ever, and with it
-the body, its lease and its process. So a connection that has passed its deadline is shut down from another thread, and
-its driver finds it lost.
+A server that hangs, or a network that drops packets, raises no error: a driver would wait for ever, and with it the
+body, its lease and its process. So a connection that has passed its deadline is shut down from another thread, and its
+driver finds it lost.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ __all__ = ["Watchdog"]
 class Watchdog:
     """Guards the connections that a thread uses within :meth:`until`.
 
-    Its container is touched by single atomic operations only, and never locked: those who use connections may be
-    greenlets, and the one who looks after them is a native thread.
+    Its table is changed by single atomic operations only, and never locked: users of connections may be greenlets,
+    while the watchdog is a native thread.
 
-    :param tick: how often it looks, in seconds; an end may come that much later.
+    :param tick: how often it checks, in seconds; a wait may end that much later.
     """
 
     def __init__(self, tick: float) -> None:
         self._tick = tick
-        #: Number -> (deadline, descriptor). Who takes one out closes the descriptor.
+        #: Number -> (deadline, descriptor). Code that removes an item closes its descriptor.
         self._guarded: dict[int, tuple[float, int]] = {}
         self._numbers = itertools.count()
         self._here = threading.local()
@@ -45,13 +45,13 @@ class Watchdog:
         self._thread = Tended(lambda sleep: _patrol(watchdog, sleep), "durable-watchdog", native=True)
 
     def attend(self, engine: Engine, connect: Callable[[Any, Any, Any], Any] | None = None) -> None:
-        """Guard the connections of this engine, where their driver tells the socket.
+        """Guard the connections of this engine, if their driver gives access to the socket.
 
         :param connect: makes one, of dialect, arguments and parameters; None: as the dialect does.
         """
 
         def guarded(dialect: Any, record: Any, args: Any, parameters: Any) -> Any:
-            # What SQLAlchemy asks a server at the first connection is waited for too.
+            # SQLAlchemy's queries at the first connection may hang too.
             connection = connect(dialect, args, parameters) if connect else dialect.connect(*args, **parameters)
             self._guard(connection)
             return connection
@@ -60,14 +60,14 @@ class Watchdog:
         event.listen(engine, "checkout", self._check_out)
 
     def until(self, deadline: float) -> contextlib.AbstractContextManager[None]:
-        """What this thread still waits for at ``deadline`` (``time.monotonic()``) fails then.
+        """A wait of this thread that lasts until ``deadline`` (``time.monotonic()``) fails then.
 
-        :raises sqlalchemy.exc.TimeoutError: instead of the error that the driver makes of it.
+        :raises sqlalchemy.exc.TimeoutError: instead of the driver's error.
         """
         return _Until(self, deadline)
 
     def guard(self, descriptor: int, deadline: float) -> int:
-        """Guard a descriptor that is the caller's until :meth:`forget` says otherwise.
+        """Guard a descriptor, which belongs to the caller unless :meth:`forget` returns False.
 
         Unlike SQLAlchemy's connections, it needs no :meth:`until`.
 
@@ -79,11 +79,11 @@ class Watchdog:
         return number
 
     def forget(self, number: int) -> bool:
-        """Guard this no more; False where it came to its deadline: then it is shut down and will be closed."""
+        """Stop guarding; False if the deadline has passed: then the descriptor is shut down and will be closed."""
         return self._guarded.pop(number, None) is not None
 
     def _release(self, numbers: list[int]) -> bool:
-        """Guard these no more; False where one of them came to its deadline."""
+        """Stop guarding these; False if one of them has passed its deadline."""
         taken = [self._guarded.pop(number, None) for number in numbers]
         numbers.clear()
         for guarded in taken:
@@ -92,7 +92,7 @@ class Watchdog:
         return None not in taken
 
     def look(self) -> None:
-        """Shut down what is past its deadline."""
+        """Shut down connections that are past their deadline."""
         now = time.monotonic()
         for number, (deadline, _) in list(self._guarded.items()):
             guarded = self._guarded.pop(number, None) if deadline <= now else None
@@ -111,18 +111,18 @@ class Watchdog:
 
     def _guard(self, connection: Any) -> None:
         guard = getattr(self._here, "guard", None)
-        # A driver of asyncio's is inside of what SQLAlchemy makes of it.
+        # An asyncio driver is inside SQLAlchemy's wrapper.
         fileno = getattr(getattr(connection, "driver_connection", connection), "fileno", None)
         if guard is None or fileno is None:
             return
         deadline, numbers = guard
-        # A descriptor of its own: the driver may close its one, and the system give it away, at any moment.
+        # A duplicate: the driver may close its own descriptor at any moment, and the system may then reuse its number.
         own = os.dup(fileno())
         numbers.append(self.guard(own, deadline))
 
 
 class _Until:
-    """A generator would cost more than what it surrounds."""
+    """A class, because a generator would cost more than the code inside."""
 
     __slots__ = ("_before", "_deadline", "_numbers", "_watchdog")
 

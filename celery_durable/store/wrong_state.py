@@ -24,13 +24,13 @@ _UNDER_WAY: Final = (State.PENDING, State.RUNNING, State.SUSPENDED)
 def goes_on(row: Execution, *, eager: bool) -> str:
     """How an execution continues from here.
 
-    :param eager: there is no message of it that could be sent again.
+    :param eager: it has no message that could be sent again.
     """
     return calls_again(row) if eager and row.state in _UNDER_WAY else _PRESENT[row.state]
 
 
 def calls_again(row: Execution) -> str:
-    """The same of one that runs eagerly, whose process may have died."""
+    """The same for an execution that runs eagerly, whose process may have died."""
     dead = "if that has died, " if row.state is State.RUNNING else ""
     where = "runs eagerly, in the process that called it" if row.state is State.RUNNING else "ran eagerly"
     return (

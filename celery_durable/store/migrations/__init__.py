@@ -2,8 +2,8 @@
 
 The version table has a name of its own, so that the journal can share a database with an application's own Alembic.
 
-Alembic itself is imported by :mod:`.running` alone, and only when something has to be done: :func:`ensure` runs at the
-start of every process, and usually costs one query.
+Only :mod:`.running` imports Alembic, and only when something has to be done: :func:`ensure` runs at the start of every
+process, and usually costs one query.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def ensure(engine: Engine, create: bool) -> None:
 
     Any number of processes and threads may do this at once.
 
-    :raises SchemaError: says what is wrong and which command cures it.
+    :raises SchemaError: says what is wrong and which command fixes it.
     """
     found = current(engine)
     if found == head():
@@ -50,7 +50,7 @@ def ensure(engine: Engine, create: bool) -> None:
 
 
 def upgrade(database: str | Engine, revision: str = "head", *, sql: bool = False, output: TextIO | None = None) -> None:
-    """Bring the tables to a revision. Two that do it at once do it one after the other.
+    """Bring the tables to a revision. Processes that do it at the same time wait for each other.
 
     :param database: an engine, or a ``durable_database_url``.
     :param sql: write the statements to ``output`` (default: standard output) instead of running them; nothing is

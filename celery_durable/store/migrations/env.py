@@ -16,7 +16,7 @@ context.configure(
     literal_binds=connection is None,
     target_metadata=metadata,
     version_table=VERSION_TABLE,
-    # SQLite can, though Alembic does not count on it; MySQL cannot.
+    # SQLite can do it, although Alembic does not assume so; MySQL cannot.
     transactional_ddl=dialect in ("sqlite", "postgresql"),
 )
 

@@ -36,17 +36,17 @@ def current(engine: Engine) -> str | None:
         try:
             return connection.execute(query).scalar()
         except (exc.OperationalError, exc.ProgrammingError):
-            # Drivers do not agree on the error for a table that is not there.
+            # Drivers do not agree on the error for a missing table.
             if connection.invalidated:
                 raise
             if not sa.inspect(connection).has_table(VERSION_TABLE):
                 return None
-        # Another process has just made it, or the error was another one and comes again.
+        # Another process has just made the table; or it was another error, which is raised again here.
         return connection.execute(query).scalar()
 
 
 def is_current(connection: Connection) -> bool:
-    """Whether the tables that a connection sees are of this version (SQLite: elsewhere an error ends a transaction)."""
+    """Whether a connection's tables are of this version. Only for SQLite: elsewhere an error ends a transaction."""
     try:
         query = sa.select(sa.table(VERSION_TABLE, sa.column("version_num")).c.version_num)
         return bool(connection.execute(query).scalar() == head())

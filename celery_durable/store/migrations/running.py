@@ -1,4 +1,4 @@
-"""Runs Alembic: one migration at a time, in this process and over all processes."""
+"""Runs Alembic: one migration at a time, in this process and across all processes."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ __all__ = ["run"]
 _PATIENCE = 60.0
 _PAUSE: Final = 0.1
 
-#: Taken without waiting. PostgreSQL's is given back with the transaction, for a pooler may give the session to somebody
-#: else after it; MySQL's, which is the server's and not the database's, with the connection.
+#: Locks, taken without waiting. PostgreSQL's is released with the transaction, because a pooler may then give the
+#: session to somebody else; MySQL's, which covers the server and not only the database, with the connection.
 _TAKE_LOCK_POSTGRESQL: Final = "SELECT pg_try_advisory_xact_lock(1685418593)"
 _TAKE_LOCK_MYSQL: Final = "SELECT GET_LOCK(CONCAT('celery_durable:', MD5(COALESCE(DATABASE(), ''))), 0)"
 
@@ -67,14 +67,14 @@ def _config(connection: Connection | None, dialect: str, output: TextIO | None) 
 
 @contextlib.contextmanager
 def _connected(url: URL, engine: Engine | None) -> Iterator[Connection]:
-    """A connection that no other process migrates over meanwhile."""
+    """A connection with the lock that keeps other processes from migrating."""
     if url.get_backend_name() == "sqlite":
-        # Over the engine it came with: an in-memory journal has no other.
+        # With the given engine, if any: an in-memory journal exists only there.
         with _write_locked(engine or sa.create_engine(url, poolclass=NullPool)) as connection:
             yield connection
         return
-    # Not over the given engine: its statements are bound to durable_ack_timeout, and a migration may take longer.
-    # Nor are statements prepared, which a pooler would keep for others.
+    # Not with the given engine: its statements are limited to durable_ack_timeout, and a migration may take longer.
+    # No prepared statements either: behind a pooler they would stay in a session that others get.
     connect_args = {"prepare_threshold": None} if url.get_driver_name() == "psycopg" else {}
     with sa.create_engine(url, poolclass=NullPool, connect_args=connect_args).connect() as connection:
         _take_lock(connection)
@@ -86,7 +86,7 @@ def _connected(url: URL, engine: Engine | None) -> Iterator[Connection]:
 def _write_locked(engine: Engine) -> Iterator[Connection]:
     """SQLite: one transaction around everything, and the write lock from its start.
 
-    Autocommit, for neither the driver nor the engine may begin a transaction of their own kind in it.
+    Autocommit, because neither the driver nor the engine may begin a transaction of its own.
     """
     with autocommit(engine) as connection:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -107,7 +107,7 @@ def _take_lock(connection: Connection) -> None:
         connection.rollback()
         time.sleep(_PAUSE)
     if connection.dialect.name != "postgresql":
-        # The lock is the session's; Alembic is to begin the transaction of the migration itself.
+        # The lock belongs to the session; Alembic is to begin the transaction of the migration itself.
         connection.commit()
 
 

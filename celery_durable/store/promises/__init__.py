@@ -1,1 +1,1 @@
-"""Promises in the database: made, settled, looked at."""
+"""Promises in the database: making, settling and reading them."""

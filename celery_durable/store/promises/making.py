@@ -16,8 +16,8 @@ __all__ = ["insert_all", "insert_promises"]
 
 
 def _inserts() -> dict[str, sa.Insert]:
-    """The ways to say: insert, unless it is there. It is, after a divergence: the promise was made by the body as it
-    was before, and may have been given away.
+    """By dialect: insert, unless the row exists. It does after a divergence: the earlier body made the promise, and may
+    have given its token away.
     """
     computed: dict[str, Any] = {
         "deadline": from_now("b_deadline"),

@@ -36,7 +36,7 @@ class Look(NamedTuple):
 def await_promises(connection: Connection, pk: int, epoch: int, awaiting: Awaiting) -> bool:
     """Let settlements wake an execution that is being suspended, whose row the caller has locked.
 
-    :returns: True where the settlements are there already: it continues at once.
+    :returns: True if enough promises are settled already: then it continues at once.
     """
     needed: dict[str, int] = {}
     for group in awaiting.groups:
@@ -83,9 +83,9 @@ class Promises:
         self._patience_ms = patience_ms
 
     def look(self, ids: Sequence[str], *, values: bool = True) -> Look:
-        """Some promises, by their ids; without any, just the clock. What has passed its deadline has expired.
+        """Some promises, by their ids; without any, just the clock. Those past their deadline are expired.
 
-        :param values: False: without what they were settled with.
+        :param values: False: without their results.
         """
         query = _LOOK if values else _GLIMPSE
 
@@ -102,7 +102,7 @@ class Promises:
         return self._database.read(read)
 
     def restore(self, pk: int, made: Sequence[NewPromise]) -> None:
-        """Make promises of an execution that are known, and have no rows."""
+        """Insert promises of an execution that are in its journal, but have no rows."""
 
         def work(connection: Connection) -> None:
             insert_all(connection, [(pk, promise) for promise in made])
@@ -121,15 +121,15 @@ class Promises:
     def target(self, promise_id: str) -> Target | None:
         """What must be known before a promise is settled.
 
-        :param promise_id: that was given away. It stays good as long as anybody shares the promise.
+        :param promise_id: the id that was given away. It is valid as long as anybody shares the promise.
         """
 
         return self._database.read(lambda connection: self.target_in(connection, promise_id))
 
     @staticmethod
     def target_in(connection: Connection, promise_id: str) -> Target | None:
-        """The same by a connection that is open."""
-        # What no id can look like is not put to the database, which may refuse to be asked for it.
+        """The same with an open connection."""
+        # A text that cannot be an id is not sent to the database, which might raise an error.
         usable = promise_id.isascii() and promise_id.isalnum()
         rows = shares(connection, promise_id) if usable else ()
         if not rows:
@@ -141,7 +141,7 @@ class Promises:
     def settle(
         self, promise_id: str, pk: int, state: PromiseState, payload: StoredPayload, *, namespace: str | None = None
     ) -> tuple[Settlement, list[Waking]]:
-        """Settle a promise; parameters as of :func:`~.settling.settle_for_all`."""
+        """Settle a promise; parameters as in :func:`~.settling.settle_for_all`."""
         return self._database.write(
             lambda c: settle_for_all(
                 c, promise_id, pk, state, payload, patience_ms=self._patience_ms, namespace=namespace

@@ -1,8 +1,7 @@
 """A promise in the store, and its owners.
 
-A promise is known outside by the id and token that its body gave away. A rerun shares those that were made before the
-step where it begins: it has its own row for each, which says under which id it is known. All of them are settled
-together.
+A promise is known outside by the id and token that its body gave away. A rerun shares promises that were made before
+the step where it begins: for each it has its own row, with the id that is known outside. All rows are settled together.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ class PromiseRow(NamedTuple):
     created_at: int
     settled_at: int | None
     payload: StoredPayload | None
-    #: The task id of the child task that is to keep it; None where somebody outside is.
+    #: The task id of the child task that is to settle it; None if somebody outside is.
     child: str | None
-    #: By what it is known outside: its own id, or that of the promise that it shares.
+    #: The id by which it is known outside: its own, or that of the promise that it shares.
     known_as: str
 
     @property
@@ -48,7 +47,7 @@ class PromiseRow(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What must be known of a promise before it may be settled."""
+    """What must be known about a promise before it may be settled."""
 
     pk: int
     name: str
@@ -73,7 +72,7 @@ COLUMNS = (
 
 
 def row_of(row: Any) -> PromiseRow:
-    """What a query for :data:`COLUMNS` has found."""
+    """The promise of a row of :data:`COLUMNS`."""
     payload = None if row.codec is None else StoredPayload(row.codec, bytes(row.data))
     return PromiseRow(
         row.id,
@@ -90,7 +89,7 @@ def row_of(row: Any) -> PromiseRow:
     )
 
 
-# Two queries where one could say OR: each of them has an index that every database uses.
+# Two queries instead of one with OR: for each of them every database uses an index.
 _WHAT = (_p.id, _p.pk, _p.name, _p.token_hash, _p.heartbeat_ms)
 _SHARES = sa.union_all(
     sa.select(*_WHAT, sa.literal_column("0").label("rank")).where(
@@ -102,23 +101,23 @@ _LOCK = sa.select(_x.pk, _x.namespace, _x.id, _x.task, _x.state, _x.epoch, _x.se
 
 
 def shares(connection: Connection, known_as: str) -> Sequence[Any]:
-    """The rows of a promise that is known by this id: the one that was given away, if it is still there, and those
-    of reruns. A child's is alone: it is never shared.
+    """The rows of a promise that is known by this id: the original one, if it still exists, and those of reruns. A
+    child's promise has one row: it is never shared.
     """
     return connection.execute(_SHARES, {"known": known_as}).all()
 
 
 def lock_execution(connection: Connection, pk: int) -> Any:
-    """Lock an execution; None where it is gone."""
+    """Lock an execution; None if it is gone."""
     return connection.execute(_LOCK.where(_x.pk == pk)).first()
 
 
 def lock_owners(connection: Connection, known_as: str, first: int) -> tuple[Sequence[Any], dict[int, Any]]:
     """Lock all executions that a promise belongs to, always in the same order.
 
-    :param first: key of the one that it belonged to a moment ago.
-    :returns: the promise's rows, and the executions by their keys. There are no more of them until the caller's
-        transaction ends: whoever makes one locks the execution first whose promise it shares.
+    :param first: key of the execution that it belonged to a moment ago.
+    :returns: the promise's rows, and the executions by their keys. No row is added until the caller's transaction ends:
+        a rerun that shares a promise first locks the execution that it belongs to.
     """
     owners = {first: lock_execution(connection, first)}
     while True:

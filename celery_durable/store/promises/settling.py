@@ -27,15 +27,15 @@ _x = executions.c
 _PENDING = int(PromiseState.PENDING)
 _FINAL = frozenset(state.value for state in FINAL_STATES)
 
-#: As the number of promises that a suspension needs: all that it waits for.
+#: As the number of promises that a suspension needs: all of them.
 ALL = 0
 
 
 class Settlement(enum.Enum):
-    """What became of an attempt to settle a promise."""
+    """The result of an attempt to settle a promise."""
 
     DONE = "done"
-    #: It had been settled in the very same way: the answer to an earlier attempt was lost.
+    #: It had been settled in exactly the same way: the answer to an earlier attempt was lost.
     AGAIN = "again"
     #: Somebody else was first.
     RESOLVED = "resolved"
@@ -54,7 +54,7 @@ class Waking(NamedTuple):
     namespace: str
     id: str
     task: str
-    #: The message that lets it continue; None where it is left to recovery.
+    #: The message that lets it continue; None if recovery is to send it.
     envelope: StoredPayload | None
 
 
@@ -73,9 +73,9 @@ def settle_for_all(
 
     :param known_as: the id that was given away.
     :param first: key of the execution that it belonged to when it was looked up.
-    :param joined: the transaction is a user's, and may see what was there when it began: whether enough has come is
-        left to whoever waits for several.
-    :returns: what became of it, and who continues; other parameters as of :func:`settle_promise`.
+    :param joined: the transaction is a user's, and may see an old snapshot: so an execution that waits for several
+        promises is woken to check by itself whether enough are settled.
+    :returns: the result, and the executions that continue; other parameters as in :func:`settle_promise`.
     """
     done = Settlement.GONE
     woken: list[Waking] = []
@@ -93,7 +93,7 @@ def settle_for_all(
 
 
 def _is_for_nobody(connection: Connection, rows: Sequence[Any], owners: Mapping[int, Any]) -> bool:
-    """Whether all who share a pending promise were cancelled: then an answer would seem to be taken, and is not."""
+    """Whether all executions that share a pending promise were cancelled: then nobody would use an answer."""
     if not rows or not all(_is_cancelled(owners[row.pk]) for row in rows):
         return False
     pending = sa.select(sa.func.count()).where(_p.id.in_([row.id for row in rows]), _p.state == _PENDING)
@@ -122,9 +122,9 @@ def settle_promise(
 ) -> tuple[Settlement, Waking | None]:
     """Settle one row of a promise in the caller's transaction, and let the execution that waits for it continue.
 
-    :param pk: of that execution.
-    :param namespace: of whoever can send its message after the commit; recovery does so where nothing has come of it
-        within ``patience_ms``, and at once where this is not the execution's own.
+    :param pk: key of that execution.
+    :param namespace: of the caller, which sends the message after the commit if it is the execution's namespace too.
+        Recovery sends it if the execution has not continued within ``patience_ms``; at once in another namespace.
     """
     return _settle(connection, promise_id, lock_execution(connection, pk), state, payload, patience_ms, namespace)
 
@@ -140,7 +140,7 @@ def _settle(
     joined: bool = False,
 ) -> tuple[Settlement, Waking | None]:
     """
-    :param execution: that the row belongs to, and the caller has locked.
+    :param execution: the execution that the row belongs to, locked by the caller.
     """
     row = connection.execute(_LOCKED, {"id": promise_id}).first()
     if row is None:
@@ -158,11 +158,11 @@ def _settle(
     if execution is None or execution.state != State.SUSPENDED.value or found.awaited != execution.epoch:
         return done, None
     if execution.sends:
-        # Its message is on its way already, and where that is lost, recovery sends it once more. Only who asks again,
-        # because whoever sent it may have died before that, has it sent at once; that one counts as the same.
+        # Its message is on its way already; if it is lost, recovery sends it once more. Only a repeated settlement has
+        # it sent at once, because the first caller may have died before sending; this is not counted as another send.
         asked_again = done is Settlement.AGAIN and execution.namespace == namespace
         return done, _waking(connection, execution) if asked_again else None
-    # What went wrong may decide a wait for many at once.
+    # A rejection may end a wait for many promises at once.
     if state is PromiseState.RESOLVED and not joined and not _have_come(connection, execution, row.needed):
         return done, None
     return done, _wake(connection, execution, patience_ms, execution.namespace == namespace)
@@ -176,9 +176,9 @@ _COME = sa.select(sa.func.count()).select_from(
 
 
 def _have_come(connection: Connection, execution: Any, needed: int | None) -> bool:
-    """Whether as many are settled as the suspension of an execution needs, which the caller has locked.
+    """Whether enough promises are settled for the suspension of an execution, which the caller has locked.
 
-    Each of many children asks this when it ends, so it must not be a look at all of them.
+    Each of many children asks this when it ends, so it must not read all of them.
     """
     if needed is None or needed == 1:
         return True
@@ -197,7 +197,7 @@ def _wake(connection: Connection, execution: Any, patience_ms: int, sends: bool)
     if waking.envelope is None:
         values: dict[str, Any] = {"wake_at": now_ms()}
     else:
-        # As recovery does with what it has claimed: it comes up again if this message starts nothing.
+        # As recovery does with claimed executions: it comes up again if this message does not start it.
         values = {"wake_at": now_ms() + patience_ms, "sends": _x.sends + 1}
     connection.execute(sa.update(executions).where(_x.pk == execution.pk).values(**values))
     return waking
@@ -208,7 +208,7 @@ def _unsent(execution: Any) -> Waking:
 
 
 def _waking(connection: Connection, execution: Any) -> Waking:
-    """With its message."""
+    """The execution to be woken, with its message."""
     return _unsent(execution)._replace(envelope=get_payload(connection, execution.pk, PayloadKind.ENVELOPE))
 
 
@@ -229,9 +229,9 @@ _ALIVE = _LOCKED.add_columns(_p.heartbeat_ms, _p.expires_at, _p.timer_at)
 
 
 def beat(connection: Connection, known_as: str, first: int) -> Settlement:
-    """A heartbeat: move the deadline ahead for all who share a promise, and with it the times at which they look again.
+    """A heartbeat: move the deadline for all executions that share a promise, and the times when these continue.
 
-    :param first: as of :func:`settle_for_all`.
+    :param first: as in :func:`settle_for_all`.
     :returns: ``DONE``, or how the promise was settled.
     """
     done = Settlement.GONE
@@ -264,7 +264,7 @@ def _beat(connection: Connection, promise_id: str, execution: Any) -> Settlement
         )
         times = [connection.execute(others).scalar(), row.timer_at]
         wake = min(int(time) for time in times if time is not None)
-        # One that must continue now has been woken for another reason.
+        # Not an execution that is already due: it has been woken for another reason.
         connection.execute(
             sa.update(executions)
             .where(_x.pk == execution.pk, _x.sends == 0, _x.wake_at > now_ms())

@@ -1,4 +1,4 @@
-"""What the store takes and returns: plain typed values, no SQL."""
+"""The values that the store takes and returns: plain and typed, without SQL."""
 
 from __future__ import annotations
 

@@ -37,13 +37,13 @@ def place_of(scope: str, position: int) -> str:
 
 
 class EntryKind(enum.IntEnum):
-    """What a journal entry says. The numbers are stored: never reuse one."""
+    """The kind of a journal entry. The numbers are stored: never reuse one."""
 
     #: The operation of a guarded step, or of one that can be undone, is about to run.
     INTENT = 1
-    #: A try failed in a way that is known; the step may be tried again.
+    #: A try failed in a known way; the step may be tried again.
     ATTEMPT = 2
-    #: Lost knowledge was noticed; says which policy decided what.
+    #: A doubt was found; the payload says which policy decided what.
     AUDIT = 3
     #: The step's value.
     RESULT = 4
@@ -51,7 +51,7 @@ class EntryKind(enum.IntEnum):
     ERROR = 5
     #: SKIP assumed that the effect happened.
     SKIPPED = 6
-    #: The operation was done, its result could not be stored.
+    #: The operation was done, but its result could not be stored.
     LOST = 7
     #: A parallel scope was opened here.
     SCOPE = 8
@@ -69,13 +69,13 @@ class EntryKind(enum.IntEnum):
     TIMER = 14
     #: A promise was made here; the payload says how its token is found again.
     PROMISE = 15
-    #: The body waits here for others. The outcome is a RESULT or an ERROR.
+    #: The body waits here for promises. The outcome is a RESULT or an ERROR.
     WAIT = 16
     #: The execution has something to undo if it fails or is cancelled.
     SAGA = 30
-    #: It has failed, or was cancelled: what it did is undone. The payload is the error; none for a cancellation.
+    #: The execution has failed, or was cancelled, and is undone. The payload is the error; none for a cancellation.
     UNDOING = 31
-    #: The journal begins as another execution's does; the payload says how far.
+    #: The journal begins with a prefix of another execution's; the payload says how long it is.
     SHARED = 33
     #: Child tasks were started here; the payload names them. Their outcome is a RESULT or an ERROR.
     CALL = 40
@@ -90,22 +90,22 @@ class EffectCode(enum.IntEnum):
     TRANSACTIONAL = 4
 
 
-#: Effects of steps that may be repeated: nobody looks for them by a key.
+#: Effects of steps that may be repeated: they have no key, and are found by their position.
 FOUND_BY_PLACE: Final = (EffectCode.IDEMPOTENT, EffectCode.AT_LEAST_ONCE)
 
 
-#: More entries than a step may have; the number of a pack's row, beyond those of the step at its first position.
+#: More entries than a step may have. A pack's row has this number, which is larger than those of its first step.
 MOST_ENTRIES: Final = 30_000
-#: The scope of what is journaled about the execution itself: at position 0 what there is to undo, and whose beginning
-#: it shares; then its patches.
+#: The scope of entries about the execution itself: at position 0 the saga, and the mark of a shared prefix; then its
+#: patches.
 META: Final = "#patch"
-#: Number of the entry there that says whose.
+#: Number of the entry there that marks a shared prefix.
 SHARED_AT: Final = 2
-#: The scope of what operators have decided of promises.
+#: The scope of operators' decisions about promises.
 DECISIONS: Final = "#operator"
-#: The scope in which undos stand, in the order in which they are made.
+#: The scope of undos, in the order in which they are made.
 UNDO: Final = "#undo"
-#: Name of an ``UNDOING`` entry whose end Celery was notified of.
+#: Name of an ``UNDOING`` entry if Celery was already notified of the end.
 TOLD: Final = "told"
 
 
@@ -123,14 +123,14 @@ class Entry(NamedTuple):
     attempt: int = 1
     duration_us: int | None = None
     payload: StoredPayload | None = None
-    #: Made in the same transaction.
+    #: A promise that is made in the same transaction.
     promise: NewPromise | None = None
     #: Child tasks that are recorded in the same transaction.
     offspring: Offspring | None = None
 
 
 class Journaled(NamedTuple):
-    """One journal entry as the store gives it back."""
+    """One journal entry as the store returns it."""
 
     generation: int
     scope: str
@@ -152,7 +152,7 @@ class Journaled(NamedTuple):
 def runs_again(last: Journaled) -> bool:
     """Whether the last entry of a step is an open intent, and the step may be repeated.
 
-    It was announced because it can be undone, so nothing is in doubt: running it again tells whether it can be.
+    The intent was written because the step can be undone, so nothing is in doubt: running it again gives its result.
     """
     return last.kind == EntryKind.INTENT and last.effect in FOUND_BY_PLACE
 
@@ -165,22 +165,22 @@ class Batch(NamedTuple):
     entries: tuple[Entry, ...]
     #: How many of the entries finish a step; keeps the row's ``steps``.
     steps: int = 0
-    #: True when an earlier commit of it was not acknowledged: perhaps it is in.
+    #: True when an earlier commit of it was not acknowledged: it may be committed already.
     again: bool = False
-    #: Where the execution's row is not written yet: it goes in with this batch.
+    #: If the execution's row is not written yet: it is inserted with this batch.
     birth: Birth | None = None
     #: The number of its last entry, among all that the execution has appended in this run.
     last: int = 0
 
 
 class Doubt(NamedTuple):
-    """A step of which nobody knows whether its effect happened, or that conflicts with an earlier one."""
+    """A step whose effect may or may not have happened, or that conflicts with an earlier one."""
 
     scope: str
     position: int
     name: str
     key: bytes | None
-    #: True where its policy has left it to an operator; False where it has not been asked yet.
+    #: True if its policy has left it to an operator; False if the policy has not decided yet.
     parked: bool
 
     @property
@@ -191,7 +191,7 @@ class Doubt(NamedTuple):
 
 @dataclass(frozen=True)
 class GuardHolder:
-    """Who holds a global idempotency key, and what is known of its operation."""
+    """Who holds a global idempotency key, and what is known about its operation."""
 
     pk: int
     generation: int

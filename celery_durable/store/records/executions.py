@@ -30,7 +30,7 @@ class State(Stored, str, enum.Enum):
     PENDING = "pending"
     #: Somebody holds, or held, its lease.
     RUNNING = "running"
-    #: It waits for its time, and holds nothing meanwhile.
+    #: It waits to continue, and holds nothing meanwhile.
     SUSPENDED = "suspended"
     #: Parked: a guarded effect is in doubt, an operator decides.
     AMBIGUOUS = "ambiguous"
@@ -50,31 +50,31 @@ PARKED_STATES: Final = frozenset({State.AMBIGUOUS, State.QUARANTINED})
 
 @dataclass(frozen=True)
 class OpenRequest:
-    """A message asks for the right to run."""
+    """A message's request for the right to run."""
 
     id: str
     task: str
-    #: Unique for this opening; the store recognises its own commit by it.
+    #: Unique for this request; the store recognises its own commit by it.
     owner: str
     #: Celery's retry number of the message.
     retries: int
-    #: Makes the message as it is stored, where the execution turns out to be new and recoverable.
+    #: Makes the message as it is stored, if the execution turns out to be new and recoverable.
     envelope: Callable[[], StoredPayload]
-    #: The row's key, where the message carries it (it was written at publish).
+    #: The row's key, if the message carries it (the row was written at publish).
     pk: int | None = None
     #: False for eager runs: recovery never looks at them.
     recoverable: bool = True
-    #: It comes back from an outage, in which no owner could renew its lease: it takes none over. Recovery does, later.
+    #: It was postponed by an outage, in which no owner could renew its lease: so it takes over no lease; recovery does.
     postponed: bool = False
-    #: How often ``Task.replace`` has handed the id on.
+    #: How often ``Task.replace`` has passed the id on.
     replacements: int = 0
-    #: The broker vouches for this being the message's first delivery, and would deliver it again: the row may wait for
-    #: the first commit.
+    #: By the broker's word this is the message's first delivery, and it would be delivered again: the row may be
+    #: written with the first commit.
     fresh: bool = False
 
 
 class Birth(NamedTuple):
-    """An execution whose row goes in with its first commit."""
+    """An execution whose row is written with its first commit."""
 
     namespace: str
     request: OpenRequest
@@ -90,14 +90,14 @@ class Opened:
     base_generation: int
     attempts: int
     retries: int
-    #: True where the journal may hold entries.
+    #: True if the journal may hold entries.
     resumed: bool
-    #: True where a previous owner died.
+    #: True if a previous owner died.
     taken_over: bool = False
     steps: int = 0
-    #: Where there is no row yet.
+    #: If there is no row yet.
     birth: Birth | None = None
-    #: Its cancellation was asked for: what it did is to be undone.
+    #: Its cancellation was requested: what it did is to be undone.
     cancelling: bool = False
 
 
@@ -106,7 +106,7 @@ class Refusal(enum.Enum):
 
     #: Another owner runs it now.
     LIVE = "live"
-    #: A message of an earlier attempt, or one that came before its time.
+    #: A message of an earlier attempt, or one that came too early.
     STALE = "stale"
     #: It waits for an operator.
     PARKED = "parked"
@@ -130,7 +130,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class Closed:
-    """It ended, but nobody knows whether its outcome was passed on to Celery: pass the stored outcome on once more."""
+    """It ended, but its outcome may not have been passed on to Celery: pass the stored outcome on once more."""
 
     pk: int
     state: State

@@ -1,4 +1,4 @@
-"""Messages of Celery's, and the children that they start, on their way into the store."""
+"""Celery messages, and the children that they start, on their way into the store."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Published(NamedTuple):
     id: str
     task: str
     retries: int
-    #: None for an eager run, which its caller alone brings to its end.
+    #: None for an eager run, which only its caller can continue.
     envelope: StoredPayload | None
     #: Milliseconds from now until the message is due (its countdown or ETA).
     delay_ms: int = 0
-    #: How often ``Task.replace`` has handed the id on.
+    #: How often ``Task.replace`` has passed the id on.
     replacements: int = 0
-    #: Identity of the call, if the caller chose the id; a second call with it is not sent.
+    #: Hash of the call, if the caller chose the id; a second call with the same hash is not sent.
     args_hash: bytes | None = None
 
 
@@ -37,9 +37,9 @@ class Unsent(NamedTuple):
 class NewChild(NamedTuple):
     """A child task on its way into the store."""
 
-    #: Kept by its end.
+    #: The promise that its end settles.
     promise: NewPromise
-    #: What starts it, in the order in which it is sent, with the keys of their rows.
+    #: The messages that start it, in the order of sending, with the keys of their rows.
     messages: tuple[tuple[int, Published | Unsent], ...]
 
 

@@ -18,22 +18,22 @@ class PromiseState(Stored, enum.IntEnum):
     RESOLVED = 1
     REJECTED = 2
     EXPIRED = 3
-    #: What was to keep it was cancelled; the payload is a text that says why.
+    #: The child task that was to settle it was cancelled; the payload is a text that says why.
     CANCELLED = 4
 
 
 class NewPromise(NamedTuple):
-    """A promise on its way into the store, together with the journal entry that says so."""
+    """A promise on its way into the store, together with its journal entry."""
 
     id: str
     name: str
-    #: BLAKE3 of the token; None where only the library itself may settle it.
+    #: BLAKE3 of the token; None if only the library itself may settle it.
     token_hash: bytes | None = None
     #: From its making to its expiry; None for never.
     timeout_ms: int | None = None
     #: The longest time from one heartbeat to the next; None if none is expected.
     heartbeat_ms: int | None = None
-    #: The id by which it is known outside, where that is another one's, which a rerun shares.
+    #: The id by which it is known outside, if a rerun shares another promise; None: its own.
     known_as: str | None = None
 
 
@@ -47,8 +47,8 @@ class Awaited(NamedTuple):
 
 @dataclass(frozen=True)
 class Awaiting:
-    """What ends a suspension besides the passing of time."""
+    """The promises that end a suspension, besides the passing of time."""
 
     groups: tuple[Awaited, ...]
-    #: Milliseconds from now until its earliest timer; None where it has none.
+    #: Milliseconds from now until its earliest timer; None if it has none.
     timer_ms: int | None

@@ -1,4 +1,4 @@
-"""Bytes with their codec, the right to write, and what all records are made of."""
+"""Bytes with their codec, the right to write, and other values that all records use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Fence", "PayloadKind", "Stored", "StoredPayload"]
 
 
 class Stored:
-    """For an enumeration: a value without a member is none that a user gave, but what a row holds."""
+    """For an enumeration: an unknown value comes from a row, not from a user, so it is an error of the journal."""
 
     @classmethod
     def _missing_(cls, value: object) -> NoReturn:
@@ -22,7 +22,7 @@ class Stored:
 
 
 class PayloadKind(enum.IntEnum):
-    """What a payload row holds. Never reuse a number."""
+    """The kind of a payload row. Never reuse a number."""
 
     #: The Celery message, to be sent again.
     ENVELOPE = 1

@@ -14,7 +14,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add it, and drop the one that it begins with."""
+    """Add it, and drop the index that is its prefix."""
     op.create_index("ix_durable_promise_awaited", "durable_promise", ["pk", "awaited", "state"])
     op.drop_index("ix_durable_promise_pk", "durable_promise")
 
