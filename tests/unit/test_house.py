@@ -27,7 +27,7 @@ PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 MOST_LINES = 400
 #: Folders whose ``__init__.py`` hands names on.
-FACES = {"", "cli", "codec", "doctor", "effects", "runtime", "store", "store/migrations", "store/records"}
+FACES = {"", "cli", "codec", "doctor", "effects", "runtime", "seal", "store", "store/migrations", "store/records"}
 
 CONTRACTS: dict[str, dict[str, Any]] = {
     contract["name"]: contract
