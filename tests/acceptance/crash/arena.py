@@ -200,9 +200,11 @@ class Arena:
         wanted = set(executions)
 
         def all_settled() -> bool:
+            # First who is there: between two looks one may come, and would be missed as long as it is open.
+            known = self._known(wanted)
             open_ones.clear()
             open_ones.update({one: state for one, state in self.open_ones().items() if one in wanted})
-            return not open_ones and self._known(wanted) == len(wanted)
+            return not open_ones and known == len(wanted)
 
         open_ones: dict[str, str] = {}
         try:
