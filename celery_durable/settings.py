@@ -221,7 +221,7 @@ class Settings:
 
     @property
     def lease_ms(self) -> int:
-        """The lease time-out in milliseconds."""
+        """The lease timeout in milliseconds."""
         return int(self.lease_timeout * 1000)
 
 

@@ -89,7 +89,7 @@ class ExecutionStatus:
     wakes_at: dt.datetime | None
     #: Names of the promises that it waits for.
     awaits: tuple[str, ...]
-    #: Why it was parked, cancelled, or failed from outside. May contain arguments and error messages.
+    #: Why it was parked, cancelled, or failed from outside. Of a cancellation it is the text that was given to it.
     reason: str | None
     #: When retention removed its journal, message and result.
     pruned_at: dt.datetime | None

@@ -58,7 +58,7 @@ def check_late() -> None:
     if task is None or task not in _late:
         return
     _late.discard(task)
-    # Python 3.10 does not say whether a time-out that cancelled it is over; it runs such a step in a task of its own.
+    # Python 3.10 does not say whether a timeout that cancelled it is over; it runs such a step in a task of its own.
     if getattr(task, "cancelling", lambda: 1)():
         raise asyncio.CancelledError
 

@@ -17,7 +17,7 @@ __all__ = ["visibility_timeout"]
 #: After how many seconds the broker delivers an unacknowledged message again, by default.
 _VISIBILITY = {"redis": 3600.0, "rediss": 3600.0, "sentinel": 3600.0, "sqs": 1800.0, "gcpubsub": 600.0}
 _REDIS = frozenset({"redis", "rediss", "sentinel"})
-#: From here on a shorter time-out is worth a thought, in seconds.
+#: From here on a shorter timeout is worth a thought, in seconds.
 _LONG = 900.0
 #: A chord is forgotten sooner than Celery's own default, in seconds.
 _A_DAY = 86_400.0
@@ -115,7 +115,7 @@ def _version() -> tuple[int, ...]:
     return tuple(int(part) for part in celery.__version__.split(".")[:2])
 
 
-@check("CD926", "visibility time-out")
+@check("CD926", "visibility timeout")
 def visibility(patient: Patient) -> Iterator[Remark]:
     """Redis and others deliver the message of a long task again while it runs, which harms where it is not durable."""
     timeout = visibility_timeout(patient)
@@ -137,7 +137,7 @@ def visibility(patient: Patient) -> Iterator[Remark]:
         yield warning(
             f"a task that is not durable may run for {longest:g} s, longer than visibility_timeout ({timeout:g} s): "
             "its message is delivered again meanwhile, and it runs twice.",
-            "Set the visibility time-out above it, or make the task durable.",
+            "Set the visibility timeout above it, or make the task durable.",
         )
     elif timeout >= _LONG and not patient.settings.outbox:
         yield fine(

@@ -32,7 +32,7 @@ def lease(patient: Patient) -> Iterator[Remark]:
         yield warning(
             f"durable_ack_timeout ({settings.ack_timeout:g} s) is more than half of durable_lease_timeout "
             f"({settings.lease_timeout:g} s): a database that answers late may cost a live owner its lease.",
-            "Set it to a third of the lease time-out or less.",
+            "Set it to a third of the lease timeout or less.",
         )
     if settings.recovery_interval > settings.lease_timeout:
         yield warning(
@@ -97,7 +97,7 @@ def tombstones(patient: Patient) -> Iterator[Remark]:
         yield warning(
             f"durable_tombstone_ttl is {settings.tombstone_ttl:g} s, but the broker may deliver a message again after "
             f"{late:g} s (visibility_timeout): it would find no trace of the execution, and run.",
-            "Set it to several times the visibility time-out, and longer than the longest countdown.",
+            "Set it to several times the visibility timeout, and longer than the longest countdown.",
         )
 
 

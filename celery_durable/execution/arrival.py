@@ -12,7 +12,7 @@ __all__ = ["is_certainly_first", "is_fresh"]
 
 #: What every header of ours begins with.
 _OURS: Final = "durable_"
-#: RabbitMQ's queues for messages with an ETA end them by a time-out, which it calls a death.
+#: RabbitMQ's queues for messages with an ETA end them by a timeout, which it calls a death.
 _DELAY_QUEUE: Final = "celery_delayed_"
 
 

@@ -42,7 +42,7 @@ class PendingError(NamedTuple):
 
 class BrokenOff(RuntimeError):
     """Stands for a recorded exception that is no :class:`Exception`: the step was interrupted, for example by a
-    time-out of asyncio or gevent.
+    timeout of asyncio or gevent.
 
     :param error: the exception.
     """

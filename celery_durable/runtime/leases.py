@@ -29,7 +29,7 @@ __all__ = ["Keeper", "owner_prefix"]
 
 logger = logging.getLogger(__name__)
 
-#: Leases are renewed this many times within the time-out.
+#: Leases are renewed this many times within the timeout.
 _BEATS = 3
 #: How often results that were passed on to Celery are marked, in seconds.
 _MARK_INTERVAL = 0.5

@@ -33,7 +33,7 @@ def is_definite(guard: Guard, error: Exception) -> bool:
 def indefinite(
     call: StepCall, error: Exception, attempt: int, took: int, around: Surroundings
 ) -> Generator[Action, Any, Outcome | None]:
-    """An exception that may hide a success (a read time-out). None: it is known now that nothing happened."""
+    """An exception that may hide a success (a read timeout). None: it is known now that nothing happened."""
     assert call.guard is not None
     policy = call.guard.policy
     if not isinstance(policy, OnAmbiguous):

@@ -1,4 +1,4 @@
-"""Interrupted steps: by a time-out of asyncio or gevent, or in a task that was cancelled.
+"""Interrupted steps: by a timeout of asyncio or gevent, or in a task that was cancelled.
 
 The body may handle that as it likes, but the journal has to record it before the body continues: a replay that returned
 the result after all would take another path than the first run.
@@ -48,7 +48,7 @@ def note_broken_off(run: Run, call: StepCall, error: BaseException, attempt: int
 
 
 async def until_broken_off(error: BaseException, *, stopping: bool) -> None:
-    """The first run was broken off here, so this one will be: by the same time-out, perhaps, or the same other task."""
+    """The first run was broken off here, so this one will be: by the same timeout, perhaps, or the same other task."""
     if isinstance(error, asyncio.CancelledError):
         await asyncio.sleep(_UNDOING if stopping else _LONGEST)
 

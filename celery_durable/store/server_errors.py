@@ -28,7 +28,7 @@ _OF_CONTENT: Final = frozenset({"IntegrityError", "DataError"})
 
 #: PostgreSQL has rolled the transaction back because of another one.
 _CONFLICTS: Final = frozenset({"40001", "40P01"})
-#: Lock wait time-out, dead-lock, and (MariaDB) a record that changed since it was read.
+#: Lock wait timeout, dead-lock, and (MariaDB) a record that changed since it was read.
 _MYSQL_CONFLICTS: Final = frozenset({1205, 1213, 1020})
 #: SQLITE_BUSY and SQLITE_LOCKED.
 _SQLITE_CONFLICTS: Final = frozenset({5, 6})

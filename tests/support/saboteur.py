@@ -22,7 +22,7 @@ __all__ = ["ERRORS", "refusing"]
 ERRORS: dict[str, dict[str, str | int]] = {
     "postgresql": {
         "cancelled or too late": "57014",
-        "lock time-out": "55P03",
+        "lock timeout": "55P03",
         "read-only": "25006",
         "disk full": "53100",
         "permission denied": "42501",
@@ -37,7 +37,7 @@ ERRORS: dict[str, dict[str, str | int]] = {
     "mysql": {
         "cancelled": 1317,
         "too late": 1969,
-        "lock time-out": 1205,
+        "lock timeout": 1205,
         "read-only": 1290,
         "disk full": 1021,
         "table full": 1114,

@@ -21,7 +21,7 @@ def eventually(
 ) -> T:
     """Poll until ``predicate()`` is true, and return what it gave.
 
-    The time-out is no measurement: it only ends a test that would otherwise hang, so make it generous.
+    The timeout is no measurement: it only ends a test that would otherwise hang, so make it generous.
 
     :param timeout: in seconds.
     :param message: what was hoped for; the failure shows it with the last value seen.

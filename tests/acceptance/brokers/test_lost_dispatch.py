@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.brokers("redis"), pytest.mark.databases("postgresql")]
 ROUNDS = (("first", "refused"), ("left", "right"), ("sum",), ("last",))
 #: Who is told of it, by links and errbacks.
 TOLD = ("told-1", "told-2", "complaint")
-#: A callback that was received and not begun would otherwise wait for the visibility time-out of Redis.
+#: A callback that was received and not begun would otherwise wait for the visibility timeout of Redis.
 OUTBOX = {"durable_outbox": True}
 
 

@@ -18,7 +18,7 @@ RUNNING = 2
 
 def test_all_that_a_lost_worker_had_is_done_once(arena: Arena):
     """RabbitMQ gives back what it had received; the file system has forgotten it, which is why the outbox is on there;
-    Redis would give it back after the visibility time-out, for which nobody waits here.
+    Redis would give it back after the visibility timeout, for which nobody waits here.
     """
     settings = {"durable_outbox": True} if arena.broker.kind == "redis" else {}
     held = arena.publisher(**settings).tasks[f"{APP}.held"]

@@ -1,6 +1,6 @@
 """How long a take-over takes: printed, not judged (``pytest -s -k latency``).
 
-The targets are a second for a killed pool process, and the lease time-out plus a second for a killed worker.
+The targets are a second for a killed pool process, and the lease timeout plus a second for a killed worker.
 """
 
 from __future__ import annotations

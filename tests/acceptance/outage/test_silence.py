@@ -35,7 +35,7 @@ def test_a_frozen_server_holds_nobody(fragile: Arena, server: Fragile) -> None:
     fragile.open_gate("release")
     # Bodies that were in the middle of a commit, and messages that would have to connect.
     fragile.await_said(worker, POSTPONED, 6)
-    # Some drivers have a time-out of their own.
+    # Some drivers have a timeout of their own.
     said = {"postgresql": "TimeoutError: the server did not answer", "mysql": "(timed out)"}
     assert re.search(f"{re.escape(SILENT)}.*{re.escape(said[fragile.database.kind])}", worker.log())
     server.thaw()
@@ -70,7 +70,7 @@ def test_who_was_cut_off_while_another_took_over_can_commit_nothing(fragile: Are
 @pytest.mark.databases("mysql")
 @pytest.mark.brokers("redis")
 def test_a_silent_network_holds_nobody(arena: Arena) -> None:
-    """On MySQL too, whose driver has a time-out of its own for every answer."""
+    """On MySQL too, whose driver has a timeout of its own for every answer."""
     with line(arena.database.url) as quiet:
         worker = arena.start(via=quiet.url, concurrency=2)
         names = arena.send_chains(3, 8)
@@ -112,7 +112,7 @@ def test_a_wait_for_silence_ends_with_its_time_out_and_leaves_nothing(database: 
 def test_who_falls_silent_in_a_transaction_loses_its_locks(database: JournalDatabase) -> None:
     """A worker that is cut off in the middle of one may hold the row that its heir is waiting for."""
     if database.version.startswith("MySQL"):
-        pytest.skip("MySQL has no time-out for transactions that stand still")
+        pytest.skip("MySQL has no timeout for transactions that stand still")
     row = sa.Table("row", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), sa.Column("epoch", sa.Integer))
     heir = database.engine()
     row.metadata.create_all(heir)

@@ -28,7 +28,7 @@ class Arena(CrashArena):
         #: An application as the web view of a shop has it.
         self.outside = Celery("sagas", set_as_current=False)
         self.outside.conf.update({**self.broker.conf, **self.database.conf})
-        # What a killed worker had reserved would else come back after Redis' visibility time-out: an hour.
+        # What a killed worker had reserved would else come back after Redis' visibility timeout: an hour.
         self.outside.conf.durable_outbox = True
         for name in ("saga", "saga_async"):
             self.outside.task(base=DurableTask, bind=True, name=f"{self.app}.{name}")(_elsewhere)

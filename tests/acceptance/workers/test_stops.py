@@ -125,7 +125,7 @@ def test_a_soft_stop_waits_for_bodies_and_then_gives_them_back(arena: Arena):
     arena.open_gate("now")
     assert arena.result("quick").get(timeout=60) == "released"
     assert arena.row("held-1").epoch == 1
-    # Asked once more it has no more patience with bodies. (Celery sits its time-out out all the same.)
+    # Asked once more it has no more patience with bodies. (Celery sits its timeout out all the same.)
     first.kill(signal.SIGQUIT)
     _expect_heir(arena, heir)
     assert arena.row("quick").epoch == 1

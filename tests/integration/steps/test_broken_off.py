@@ -1,4 +1,4 @@
-"""A step that is broken off from outside, by a time-out, is journaled so that a replay goes the same way."""
+"""A step that is broken off from outside, by a timeout, is journaled so that a replay goes the same way."""
 
 from __future__ import annotations
 

@@ -293,7 +293,7 @@ def test_the_locks_of_a_process_that_was_stopped_are_let_go_at_last(
     database: JournalDatabase, open_lab: Callable[..., Lab]
 ) -> None:
     if database.version.startswith("MySQL"):
-        pytest.skip("MySQL has no time-out for transactions that stand still")
+        pytest.skip("MySQL has no timeout for transactions that stand still")
     lab = open_lab(durable_transaction_timeout=7.0)
     query = {
         "postgresql": "SELECT current_setting('idle_in_transaction_session_timeout')",
