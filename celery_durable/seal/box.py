@@ -80,8 +80,7 @@ class Box:
         self._keys = keys
         self._cipher = AESGCM
         self._invalid = InvalidTag
-        #: As :mod:`.places` wants it.
-        self.namespace: Final = namespace.encode()
+        self._namespace: Final = namespace.encode()
         self._writing = lru_cache(_KEPT)(self._new)
         self._reading = lru_cache(_KEPT)(self._derive)
 
@@ -122,6 +121,6 @@ class Box:
 
     def _derive(self, pk: int, key_id: bytes, salt: bytes) -> _Opened:
         secret = self._keys.find(key_id).secret
-        words = (secret, len(self.namespace).to_bytes(4, "big"), self.namespace, pk.to_bytes(8, "big"), salt)
+        words = (secret, len(self._namespace).to_bytes(4, "big"), self._namespace, pk.to_bytes(8, "big"), salt)
         derived = _DERIVED.copy().update(b"".join(words)).digest(32 + _COMMITMENT)
         return _Opened(b"%c%b%b%b" % (VERSION, key_id, salt, derived[32:]), self._cipher(derived[:32]))

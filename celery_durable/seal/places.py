@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from celery_durable.codec.canonical import lengthy
+
 __all__ = ["entry_place", "message_place", "payload_place", "promise_place"]
 
 _ABSENT: Final = b"-"
@@ -22,7 +24,7 @@ def _number(value: int | None) -> bytes:
 
 
 def entry_place(
-    namespace: bytes,
+    namespace: str,
     pk: int,
     *,
     generation: int,
@@ -38,20 +40,16 @@ def entry_place(
     codec: int,
 ) -> bytes:
     """The place of a journal entry: every column of its row that a body or an operator acts on."""
-    path, called = scope.encode(), name.encode()
-    return b"journal,%d:%b%d,%d,%d:%b%d,%d,%d,%b,%d:%b%b,%b,%d,%d," % (
-        len(namespace),
-        namespace,
+    return b"journal,%b%d,%d,%b%d,%d,%d,%b,%b%b,%b,%d,%d," % (
+        lengthy(namespace),
         pk,
         generation,
-        len(path),
-        path,
+        lengthy(scope),
         position,
         entry,
         kind,
         _number(effect),
-        len(called),
-        called,
+        lengthy(name),
         _hash(fingerprint),
         _hash(key),
         attempt,
@@ -59,27 +57,16 @@ def entry_place(
     )
 
 
-def payload_place(namespace: bytes, pk: int, *, kind: int, codec: int) -> bytes:
+def payload_place(namespace: str, pk: int, *, kind: int, codec: int) -> bytes:
     """The place of what belongs to an execution as a whole: its message, its outcome, why it is parked."""
-    return b"payload,%d:%b%d,%d,%d," % (len(namespace), namespace, pk, kind, codec)
+    return b"payload,%b%d,%d,%d," % (lengthy(namespace), pk, kind, codec)
 
 
-def promise_place(namespace: bytes, pk: int, *, promise: str, state: int, codec: int) -> bytes:
+def promise_place(namespace: str, pk: int, *, promise: str, state: int, codec: int) -> bytes:
     """The place of the value or the error of a promise."""
-    name = promise.encode()
-    return b"promise,%d:%b%d,%d:%b%d,%d," % (len(namespace), namespace, pk, len(name), name, state, codec)
+    return b"promise,%b%d,%b%d,%d," % (lengthy(namespace), pk, lengthy(promise), state, codec)
 
 
-def message_place(namespace: bytes, pk: int, *, message: str, task: str, codec: int) -> bytes:
+def message_place(namespace: str, pk: int, *, message: str, task: str, codec: int) -> bytes:
     """The place of a message in the outbox."""
-    one, called = message.encode(), task.encode()
-    return b"outbox,%d:%b%d,%d:%b%d:%b%d," % (
-        len(namespace),
-        namespace,
-        pk,
-        len(one),
-        one,
-        len(called),
-        called,
-        codec,
-    )
+    return b"outbox,%b%d,%b%b%d," % (lengthy(namespace), pk, lengthy(message), lengthy(task), codec)

@@ -30,7 +30,7 @@ from celery_durable.seal import (
 FIRST, SECOND = bytes(range(32)), bytes(range(32, 64))
 NAMESPACE = "shop"
 PK = 123_456_789_012_345
-PLACE = payload_place(b"shop", PK, kind=2, codec=17)
+PLACE = payload_place("shop", PK, kind=2, codec=17)
 
 #: Made once; a change of them makes every sealed row unreadable.
 VECTOR = bytes.fromhex(
@@ -76,11 +76,11 @@ def test_what_was_sealed_long_ago_opens() -> None:
 
 def test_the_bytes_of_places_never_change() -> None:
     assert PLACE == b"payload,4:shop123456789012345,2,17,"
-    assert entry_place(b"shop", 5, **ENTRY) == (  # type: ignore[arg-type]
+    assert entry_place("shop", 5, **ENTRY) == (  # type: ignore[arg-type]
         b"journal,4:shop5,1,3:4.07,1,1,3,6:charge32:" + b"\x01" * 32 + b",32:" + b"\x02" * 32 + b",1,17,"
     )
-    assert promise_place(b"shop", 5, promise="ab", state=1, codec=17) == b"promise,4:shop5,2:ab1,17,"
-    assert message_place(b"shop", 5, message="m1", task="mail", codec=17) == b"outbox,4:shop5,2:m14:mail17,"
+    assert promise_place("shop", 5, promise="ab", state=1, codec=17) == b"promise,4:shop5,2:ab1,17,"
+    assert message_place("shop", 5, message="m1", task="mail", codec=17) == b"outbox,4:shop5,2:m14:mail17,"
 
 
 def test_a_reader_that_knows_only_the_description_opens_it() -> None:
@@ -143,9 +143,9 @@ def test_it_cannot_be_cut() -> None:
 )
 def test_an_entry_cannot_be_moved_or_relabelled(column: str, other: Any) -> None:
     place: Callable[..., bytes] = entry_place
-    sealed = box().seal(PK, place(b"shop", PK, **ENTRY), b"4200")
+    sealed = box().seal(PK, place("shop", PK, **ENTRY), b"4200")
     with pytest.raises(SealBroken, match="changed, or belongs to another place"):
-        box().open(PK, place(b"shop", PK, **{**ENTRY, column: other}), sealed)
+        box().open(PK, place("shop", PK, **{**ENTRY, column: other}), sealed)
 
 
 @pytest.mark.parametrize(("pk", "namespace"), [(PK + 1, NAMESPACE), (PK, "shop2")])
@@ -171,8 +171,7 @@ places = st.one_of(
 
 
 def bytes_of(place: tuple[Any, ...]) -> bytes:
-    table, namespace, pk, *rest = place
-    name = namespace.encode()
+    table, name, pk, *rest = place
     if table == "payload":
         return payload_place(name, pk, kind=rest[0], codec=rest[1])
     if table == "promise":
