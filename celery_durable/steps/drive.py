@@ -95,12 +95,7 @@ def drive(run: Run, call: StepCall, rows: list[Journaled] | None) -> Outcome:
     except StopIteration as stop:
         return cast("Outcome", stop.value)
     except BaseException as error:
-        if unstarted is not None:
-            run.amend(unstarted())
-        if isinstance(error, JournalCorrupted):
-            raise run.unreadable(error) from error
-        if is_broken_off(error):
-            note_broken_off(run, call, error, max(begun, 1), bool(begun))
+        _note_end(run, call, error, unstarted, begun)
         raise
 
 
@@ -171,13 +166,23 @@ async def drive_async(run: Run, call: StepCall, rows: list[Journaled] | None) ->
     except StopIteration as stop:
         return cast("Outcome", stop.value)
     except BaseException as error:
-        if unstarted is not None:
-            run.amend(unstarted())
-        if isinstance(error, JournalCorrupted):
-            raise run.unreadable(error) from error
-        if is_broken_off(error):
-            note_broken_off(run, call, error, max(begun, 1), bool(begun))
+        _note_end(run, call, error, unstarted, begun)
         raise
+
+
+def _note_end(
+    run: Run, call: StepCall, error: BaseException, unstarted: Callable[[], Entry] | None, begun: int
+) -> None:
+    """Journal what an exception leaves of a step.
+
+    :raises DurableError: in its place, if a journaled value cannot be read.
+    """
+    if unstarted is not None:
+        run.amend(unstarted())
+    if isinstance(error, JournalCorrupted):
+        raise run.unreadable(error) from error
+    if is_broken_off(error):
+        note_broken_off(run, call, error, max(begun, 1), bool(begun))
 
 
 # Exceptions are handed to the rules as values: a StopIteration of an operation would end the generator.
