@@ -133,20 +133,6 @@ class Codec:
         :raises JournalCorrupted: when the bytes are damaged.
         :raises PayloadError: when this program lacks what the value needs: its class, a field, the serializer.
         """
-        if (
-            codec == JSON_TAG
-            and self._is_json
-            and len(data) <= self.max_payload_bytes
-            and type(data) is bytes
-            and not self._modules
-            and _JSON_TAG_MARK not in data
-            and _JSON_TAG_ESCAPE not in data
-        ):
-            # A value that is its own JSON, as nearly each result of a replayed step: without the price of a call.
-            try:
-                return self._format.load(data)
-            except Exception:
-                return self._read(codec, data, where, decode_tree)  # which says what is wrong with it
         return self._read(codec, data, where, decode_tree)
 
     def _read(self, codec: int, data: bytes, where: str, rebuild: Callable[[Tree], Any]) -> Any:
