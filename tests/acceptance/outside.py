@@ -29,5 +29,5 @@ class OutsideArena(Arena):
 def let_go(app: Celery) -> None:
     """Close what an application has opened."""
     if (runtime := Runtime.known(app)) is not None:
-        runtime.close()
+        runtime.end()
     app.close()

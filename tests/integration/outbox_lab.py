@@ -49,7 +49,7 @@ class Shop:
 
     def close(self) -> None:
         self.service._disconnect()
-        Runtime.of(self.app).close()
+        Runtime.of(self.app).end()
         self.engine.dispose()
         self.app.close()
 

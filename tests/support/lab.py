@@ -65,11 +65,11 @@ class Lab:
             self.parked.append((execution_id, state, reason))
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Let go of the database, and end the threads that work for it."""
         execution_parked.disconnect(dispatch_uid=id(self))
         runtime = Runtime.known(self.app)
         if runtime is not None:
-            runtime.close()
+            runtime.end()
 
     def task(self, name: str, function: Callable[..., Any], **options: Any) -> Any:
         """Another durable task."""

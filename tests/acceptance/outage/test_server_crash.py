@@ -140,7 +140,7 @@ def publisher(fragile: Arena) -> Any:
         """Only its name matters here."""
 
     yield app.task(chain, base=DurableTask, name=f"{APP}.chain", shared=False)
-    Runtime.of(app).close()
+    Runtime.of(app).end()
     app.close()
 
 

@@ -86,7 +86,7 @@ def place(broker: MessageBroker, database: JournalDatabase, ledger: Ledger) -> I
     app.conf.update(broker.conf | database.conf)
     app.conf.update(durable_recovery_interval=0.1, durable_lease_timeout=2)
     yield Place(app, ledger)
-    Runtime.of(app).close()
+    Runtime.of(app).end()
     app.close()
 
 

@@ -28,7 +28,7 @@ def app(database: JournalDatabase) -> Iterator[Celery]:
     app = build(database.conf)
     run(app, "upgrade")
     yield app
-    Runtime.of(app).close()
+    Runtime.of(app).end()
 
 
 def call(app: Celery, task: str, task_id: str, *args: Any) -> None:
@@ -165,7 +165,7 @@ def test_tables_that_are_missing(database: JournalDatabase):
     for command in (("list",), ("show", "x"), ("resume", "x"), ("cancel", "x")):
         twice(app, *command, error="SchemaError", code="CD002", message=message)
     assert refused(run(app, "service", fails=1)) == f"Error: [CD002] {message}\n"
-    Runtime.of(app).close()
+    Runtime.of(app).end()
 
 
 def test_a_file_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -206,7 +206,7 @@ def test_a_database_that_does_not_answer(database: JournalDatabase):
     text = refused(run(app, "upgrade", fails=1))
     assert text.startswith("Error: the journal's database refused it: OperationalError: ")
     assert text.endswith(f"\n{UNREACHABLE}\n")
-    Runtime.of(app).close()
+    Runtime.of(app).end()
 
 
 @pytest.mark.databases("postgresql")
@@ -228,9 +228,9 @@ def test_a_user_without_rights(database: JournalDatabase):
         assert refusal.endswith(
             ") refuses a statement: InsufficientPrivilege: permission denied for table durable_execution\n"
         )
-        Runtime.of(reader).close()
+        Runtime.of(reader).end()
     finally:
-        Runtime.of(app).close()
+        Runtime.of(app).end()
         with database.engine().begin() as connection:
             connection.exec_driver_sql(f"DROP OWNED BY {reader_name}")
             connection.exec_driver_sql(f"DROP ROLE {reader_name}")

@@ -136,7 +136,7 @@ def journey(database: JournalDatabase, ledger: Ledger, monkeypatch: pytest.Monke
     app = build(database.conf)
     app.tasks["journey"].apply((1,), task_id="one")
     yield app
-    Runtime.of(app).close()
+    Runtime.of(app).end()
 
 
 def state(app: Celery) -> State:

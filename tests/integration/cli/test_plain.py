@@ -68,7 +68,7 @@ def build(**settings: Any) -> Celery:
 def app() -> Iterator[Celery]:
     made = build()
     yield made
-    Runtime.of(made).close()
+    Runtime.of(made).end()
 
 
 def call(app: Celery, name: str, task_id: str) -> None:
@@ -177,7 +177,7 @@ def test_a_setting_keeps_previews_out_of_the_journal() -> None:
     conflict(app)
     assert SECRET not in intents(app)
     assert "arguments " in said(app, "show", "drifts", "--reveal").out
-    Runtime.of(app).close()
+    Runtime.of(app).end()
 
 
 def test_a_preview_never_shows_a_token(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_preview_never_shows_a_token(tmp_path: Path) -> None:
     assert "'card'" in text
     assert not [part for part in (token[:20], token[-20:]) if part in text]
     assert "***" in text
-    Runtime.of(app).close()
+    Runtime.of(app).end()
 
 
 def test_text_stays_text() -> None:

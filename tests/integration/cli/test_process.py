@@ -34,7 +34,7 @@ def app(database: JournalDatabase) -> Iterator[Celery]:
     app = build(database.conf)
     app.tasks["order"].apply((1,), task_id=LONG_ID)
     yield app
-    Runtime.of(app).close()
+    Runtime.of(app).end()
 
 
 def terminal(*args: str, env: Mapping[str, str]) -> str:
@@ -128,4 +128,4 @@ def test_the_service_sends_what_was_lost_and_ends_when_it_is_asked_to(
     assert log.read_text().splitlines()[-1].endswith("recovery service stops")
     assert "Traceback" not in log.read_text()
     app.close()
-    Runtime.of(app).close()
+    Runtime.of(app).end()

@@ -25,7 +25,7 @@ def app(database: JournalDatabase) -> Iterator[Celery]:
     app = build(database.conf)
     run(app, "upgrade")
     yield app
-    Runtime.of(app).close()
+    Runtime.of(app).end()
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ def app(database: JournalDatabase, ledger: Ledger, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Switch, "down", False)
     app = build(database.conf)
     yield app
-    Runtime.of(app).close()
+    Runtime.of(app).end()
 
 
 def call(app: Celery, task: str, task_id: str, *args: Any) -> Any:

@@ -21,7 +21,7 @@ from .cli_app import build
 def app(database: JournalDatabase) -> Iterator[Celery]:
     app = build(database.conf)
     yield app
-    Runtime.of(app).close()
+    Runtime.of(app).end()
 
 
 def tables(database: JournalDatabase) -> set[str]:

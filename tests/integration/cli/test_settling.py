@@ -30,7 +30,7 @@ def app(broker: MessageBroker, database: JournalDatabase) -> Iterator[Celery]:
     app = build(broker.conf, database.conf, QUICK)
     run(app, "upgrade")
     yield app
-    Runtime.of(app).close()
+    Runtime.of(app).end()
     app.close()
 
 

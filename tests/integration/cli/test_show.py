@@ -35,7 +35,7 @@ def app(database: JournalDatabase, ledger: Ledger, monkeypatch: pytest.MonkeyPat
     app = build(database.conf)
     run(app, "upgrade")
     yield app
-    Runtime.of(app).close()
+    Runtime.of(app).end()
 
 
 def call(app: Celery, task: str, task_id: str, *args: Any) -> None:
@@ -270,7 +270,7 @@ def test_a_conflict_is_shown_with_the_generation_that_it_is_with(app: Celery):
 def test_checkpoints_are_unfolded(app: Celery, database: JournalDatabase):
     tight = build(database.conf, durable_max_steps=20)
     call(tight, "many", "many-1", 20)
-    Runtime.of(tight).close()
+    Runtime.of(tight).end()
     with Runtime.of(app).database.engine.connect() as connection:
         kinds = connection.exec_driver_sql("SELECT kind FROM durable_journal").scalars().all()
     assert 13 in kinds, "nothing was folded"

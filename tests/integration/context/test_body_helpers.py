@@ -150,12 +150,12 @@ def test_an_operation_is_never_silent_and_its_records_name_it(lab: Lab, caplog: 
         log.info("runs", extra={"order": 7})
 
     lab.run(lambda ctx: (ctx.step("a", operate), log.info("done"))[0])
+    ours = [r for r in caplog.records if r.name == "tests.body"]
     assert [
         (r.getMessage(), r.execution_id, getattr(r, "step", None), getattr(r, "step_attempt", None))  # type: ignore[attr-defined]
-        for r in caplog.records
-        if r.name == "tests.body"
+        for r in ours
     ] == [("runs", "one", "a", 1), ("done", "one", None, None)]
-    assert caplog.records[0].order == 7  # type: ignore[attr-defined]
+    assert ours[0].order == 7  # type: ignore[attr-defined]
 
 
 def test_an_operation_is_heard_while_later_steps_are_still_to_be_replayed(

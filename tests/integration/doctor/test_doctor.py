@@ -36,7 +36,7 @@ def app(database: JournalDatabase) -> Iterator[Celery]:
     app = build(database.conf, broker_url="redis://nowhere:1/0", result_backend="redis://nowhere:1/0")
     run(app, "upgrade")
     yield app
-    Runtime.of(app).close()
+    Runtime.of(app).end()
 
 
 @pytest.fixture
@@ -289,4 +289,4 @@ def test_a_member_of_a_chord_that_waits_for_too_long(database: JournalDatabase, 
     app.conf.result_expires = None
     assert well(app, "CD946")
     app.close()
-    Runtime.of(app).close()
+    Runtime.of(app).end()

@@ -55,7 +55,7 @@ def make_app(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callab
     for app in apps:
         runtime = Runtime.known(app)
         if runtime is not None:
-            runtime.close()
+            runtime.end()
         app.close()
     _state.default_app, _state._tls.current_app = before
 

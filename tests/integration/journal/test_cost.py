@@ -183,7 +183,7 @@ def meter(database: JournalDatabase) -> Iterator[Meter]:
     with start_worker(app, pool="solo", perform_ping_check=False, loglevel="ERROR"):
         meter.cost(lambda context: None)  # whatever is done once per process
         yield meter
-    Runtime.of(app).close()
+    Runtime.of(app).end()
 
 
 def test_a_body_without_steps(meter: Meter):

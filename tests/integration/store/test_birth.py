@@ -111,4 +111,4 @@ def test_many_owners_at_once_run_one_guarded_step(database: JournalDatabase, led
         assert results[0].get(timeout=60) == "charged"
         eventually(lambda: gate.n_waiting == 0)
     assert ledger.names() == ["charge"]
-    Runtime.of(app).close()
+    Runtime.of(app).end()

@@ -86,4 +86,4 @@ def test_owners_that_could_not_renew_are_spared_when_there_is_room_again(
     clock[0] += 1.1 * LEASE_MS / 1000
     recovered = service.recovery.claim(10, spare_owners=service._spares_owners)
     assert [due.id for due in recovered.due] == ["one"]
-    Runtime.of(app).close()
+    Runtime.of(app).end()
